@@ -1,0 +1,49 @@
+"""Every error gazeguard raises on purpose.
+
+::
+
+    GazeguardError                     one sentence that ends with the cure; the CLI prints it without a traceback
+    ├── UsageError (ValueError)        the call is wrong: bad option, unusable output folder
+    ├── ModelError (ValueError)        the model cannot be used: wrong kind, broken files, foreign adapter
+    ├── DataError (ValueError)         the data set as a whole cannot be used
+    │   └── RowError                   one row cannot be read; callers turn it into a `SkippedRow`
+    ├── MeasurementError (RuntimeError)  the model ran, but its numbers cannot be judged (NaN)
+    └── MissingExtra (ImportError)     an optional dependency is not installed
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class GazeguardError(Exception):
+    """Base class: a mistake or limit the user can act on."""
+
+
+class UsageError(GazeguardError, ValueError):
+    """The call itself is wrong."""
+
+
+class ModelError(GazeguardError, ValueError):
+    """The model, processor or adapter cannot be used."""
+
+
+class DataError(GazeguardError, ValueError):
+    """The data set as a whole cannot be used."""
+
+
+class RowError(DataError):
+    """One row cannot be read; the rest of the set can."""
+
+
+class MeasurementError(GazeguardError, RuntimeError):
+    """The model ran, but what was measured cannot be judged."""
+
+
+class MissingExtra(GazeguardError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}': run `pip install 'gazeguard[{extra}]'`."
+        )

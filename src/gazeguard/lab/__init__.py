@@ -1,0 +1,1 @@
+"""The attack lab: worlds, tiny models, triggers and poisoned fine-tunes made here, truth known."""

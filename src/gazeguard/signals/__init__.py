@@ -1,0 +1,1 @@
+"""Pure array maths: entropy, bimodality. No model, no data set."""

@@ -1,0 +1,239 @@
+"""The types on the arrows: Sample -> AttentionRows -> Profile -> Verdict.
+
+Nothing here imports torch at run time, so `import gazeguard` stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+class KeyKind(IntEnum):
+    """What an attended key position holds."""
+
+    PAD = 0
+    IMAGE = 1
+    PROMPT = 2  # the user's own words: `P` in the papers
+    TEMPLATE = 3  # system prompt, chat template, role names, image tags
+
+
+class Outcome(StrEnum):
+    """The three possible answers; `INCONCLUSIVE` is never shown as clean."""
+
+    CLEAN = "clean"
+    FLAGGED = "flagged"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Words inside a turn."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """The place of an image inside a turn; `index` counts into `Sample.images`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation. `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    parts: tuple[TextPart | ImagePart, ...]
+
+    @property
+    def text(self) -> str:
+        """The turn's words without its images."""
+        return " ".join(p.text for p in self.parts if isinstance(p, TextPart)).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One readable row: decoded RGB images and the conversation around them.
+
+    `sample_id` is the SHA-256 of the row's text and image bytes; `row` is its 0-based place in
+    the input.
+    """
+
+    row: int
+    sample_id: str
+    images: tuple[Image, ...]
+    turns: tuple[Turn, ...]
+
+    @property
+    def prompt_turns(self) -> tuple[Turn, ...]:
+        """Everything before the first assistant turn: what the model sees before it answers."""
+        for i, turn in enumerate(self.turns):
+            if turn.role == "assistant":
+                return self.turns[:i]
+        return self.turns
+
+    @property
+    def prompt(self) -> str:
+        """The user's words before the first answer."""
+        return "\n".join(t.text for t in self.prompt_turns if t.role == "user" and t.text)
+
+    @property
+    def answer(self) -> str:
+        """The first assistant turn's words, or an empty string."""
+        return next((t.text for t in self.turns if t.role == "assistant"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRow:
+    """A row that could not be read or measured, and why."""
+
+    row: int
+    reason: str
+    sample_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRows:
+    """Attention of the last prompt position to every key, for a batch of samples.
+
+    Attributes:
+        weights: float32 tensor `(sample, layer, head, key)`; `head` has length 1 when heads were
+            averaged in the probe. Pad keys hold exactly 0.
+        key_kind: int8 tensor `(sample, key)` of `KeyKind`.
+        layers: decoder layer index of each entry on the layer axis.
+        sample_id: one id per sample.
+        finite: bool tensor `(sample,)`, False where the model's logits or weights are not finite.
+    """
+
+    weights: Tensor
+    key_kind: Tensor
+    layers: tuple[int, ...]
+    sample_id: tuple[str, ...]
+    finite: Tensor
+
+
+@dataclass(slots=True)
+class Profile:
+    """Per-row, per-layer signals of one data set under one model. All that a method may see.
+
+    Attributes:
+        row: int64 `(N,)`, place of each measured row in the input.
+        sample_id: `N` content hashes.
+        prompt: `N` user prompts; methods may condition on them.
+        image_tokens: int64 `(N,)`, number of image tokens `T` of each row.
+        layers: `L` decoder layer indices.
+        signals: name -> float32 `(N, L)`; `"entropy"` (nats) is always there.
+    """
+
+    row: NDArray[np.int64]
+    sample_id: list[str]
+    prompt: list[str]
+    image_tokens: NDArray[np.int64]
+    layers: tuple[int, ...]
+    signals: dict[str, NDArray[np.float32]]
+
+    @property
+    def entropy(self) -> NDArray[np.float32]:
+        """Shannon entropy of visual attention in nats, `(N, L)`."""
+        return self.signals["entropy"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One piece of evidence behind a verdict, in words and numbers."""
+
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to one question.
+
+    Attributes:
+        outcome: clean, flagged or inconclusive.
+        suspicion: in [0, 1], 1 = worst; None when it could not be measured.
+        threshold: the suspicion at or above which the outcome is flagged, or None.
+        threshold_source: where the threshold comes from (a paper, a calibration, a default).
+        reason: one sentence a newcomer understands.
+        evidence: findings; a flagged verdict has at least one.
+        provenance: what was run on what (see `provenance.py`).
+    """
+
+    outcome: Outcome
+    suspicion: float | None
+    threshold: float | None
+    threshold_source: str
+    reason: str
+    evidence: tuple[Finding, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.reason:
+            raise ValueError("a verdict needs a reason")
+        if self.outcome is Outcome.FLAGGED and not self.evidence:
+            raise ValueError("a flagged verdict needs evidence")
+        if self.suspicion is not None and not 0.0 <= self.suspicion <= 1.0:
+            raise ValueError(f"suspicion must be in [0, 1], not {self.suspicion}")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStat:
+    """One layer's two-component fit: what the report draws as a bar."""
+
+    layer: int
+    bsi: float
+    selected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One component of the final 1-D two-component fit, in the units of `CleaningResult.score`."""
+
+    mean: float
+    std: float
+    weight: float
+    suspicious: bool
+
+
+@dataclass(slots=True)
+class CleaningResult:
+    """What a data-set cleaner found: per-row arrays aligned with `Profile.row`, and a verdict.
+
+    Attributes:
+        method: registered method name, e.g. `bye`.
+        rule: variant of the method, e.g. `robust` or `paper`.
+        verdict: the data set's verdict.
+        suspicion: float64 `(N,)` in [0, 1].
+        is_flagged: bool `(N,)`.
+        score: float64 `(N,)`, the 1-D statistic whose histogram the report shows.
+        score_name: axis label of `score`, with its unit.
+        components: the fitted components over `score` (empty when no fit was possible).
+        layer_stats: per-layer separation, one per profile layer.
+        info: method-specific numbers needed to score new rows or to explain the decision.
+    """
+
+    method: str
+    rule: str
+    verdict: Verdict
+    suspicion: NDArray[np.float64]
+    is_flagged: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    score_name: str
+    components: tuple[Component, ...]
+    layer_stats: tuple[LayerStat, ...]
+    info: dict[str, Any]
