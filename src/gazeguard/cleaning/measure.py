@@ -1,0 +1,225 @@
+"""From rows to numbers: batches through the probe, blocks into the store, one `Profile` out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gazeguard.errors import DataError, RowError
+from gazeguard.probe.attention import attend
+from gazeguard.probe.store import BlockStore
+from gazeguard.signals.entropy import visual_entropy, visual_mass
+from gazeguard.types import AttentionRows, KeyKind, Profile, Sample, SkippedRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gazeguard.data.read import Dataset
+    from gazeguard.models.load import Target
+
+log = logging.getLogger(__name__)
+
+# The one list of what is measured and stored per row and layer; each maps to `(sample, layer)`.
+SIGNALS: dict[str, Callable[[AttentionRows], Tensor]] = {
+    "entropy": visual_entropy,
+    "visual_mass": visual_mass,
+}
+
+NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
+NO_MEMORY = "not enough memory to measure this row, even alone"
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("sample_id", pa.string()),
+        ("reason", pa.string()),  # why the row was skipped; null when it was measured
+        ("readable", pa.bool_()),  # False when the row could not even be read
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("image_tokens", pa.int64()),
+        *((name, pa.list_(pa.float32())) for name in SIGNALS),
+    ]
+)
+
+
+class Progress(Protocol):
+    """Called with the rows done so far; the first call says how many were there already."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def measure(
+    target: Target,
+    dataset: Dataset,
+    store: BlockStore,
+    *,
+    total: int,
+    batch_size: int,
+    block_rows: int,
+    progress: Progress | None = None,
+) -> pa.Table:
+    """Measure input rows `0` up to `total`, taking from `store` what is already there.
+
+    Returns:
+        One table row per input row, in input order, with the columns of `SCHEMA`.
+
+    Raises:
+        DataError: the data set changed while it was read.
+        OSError: a block could not be written; those before it are safe.
+    """
+    ranges = [(a, min(a + block_rows, total)) for a in range(0, total, block_rows)]
+    blocks = {span: store.read(*span) for span in ranges}
+    missing = [span for span, block in blocks.items() if block is None]
+    done = total - sum(stop - start for start, stop in missing)
+    if progress:
+        progress(done, total)
+    wanted = set(chain.from_iterable(range(*span) for span in missing))
+    rows = iter(dataset.rows(wanted)) if missing else iter(())
+    for start, stop in missing:
+        records = []
+        for record in _measure_block(target, islice(rows, stop - start), batch_size):
+            records.append(record)
+            if progress:
+                progress(done + len(records), total)
+        records.sort(key=lambda record: record["row"])
+        if [record["row"] for record in records] != list(range(start, stop)):
+            raise DataError(
+                f"The data set changed while it was read (around row {start}): "
+                "run the same command again once nothing writes to it."
+            )
+        block = pa.Table.from_pylist(records, schema=SCHEMA)
+        store.write(start, stop, block)
+        blocks[start, stop] = block
+        done += stop - start
+    tables = [block for block in blocks.values() if block is not None]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def profile_of(table: pa.Table, layers: tuple[int, ...]) -> Profile:
+    """The measured rows of `measure`'s table as what a method may see."""
+    measured = table.filter(pa.compute.is_null(table["reason"]))
+    n = measured.num_rows
+    return Profile(
+        row=measured["row"].to_numpy(),
+        sample_id=measured["sample_id"].to_pylist(),
+        prompt=measured["prompt"].to_pylist(),
+        image_tokens=measured["image_tokens"].to_numpy(),
+        layers=layers,
+        signals={
+            name: np.asarray(measured[name].combine_chunks().flatten(), dtype=np.float32).reshape(
+                n, len(layers)
+            )
+            for name in SIGNALS
+        },
+    )
+
+
+def _measure_block(
+    target: Target, rows: Iterable[Sample | SkippedRow], batch_size: int
+) -> Iterator[dict[str, object]]:
+    """One record per row; the order is that of measuring.
+
+    What one block finds out (here: the batch size that fits into memory) never reaches another,
+    so a resumed run measures exactly as an uninterrupted one.
+    """
+    limit = batch_size
+    waiting: list[Sample] = []
+    stream = iter(rows)
+    while True:
+        for item in stream:
+            if isinstance(item, SkippedRow):
+                yield _skipped(item.row, item.sample_id, item.reason, readable=False)
+                continue
+            waiting.append(item)
+            if len(waiting) >= limit:
+                break
+        if not waiting:
+            return
+        batch = waiting[:limit]
+        try:
+            records = _measure_batch(target, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            records = None
+        # Outside of the handler: until it ends, the error keeps the failed forward's tensors.
+        if records is None:
+            _free_memory()
+            if len(batch) == 1:
+                records = [_skipped(batch[0].row, batch[0].sample_id, NO_MEMORY)]
+            else:
+                limit = len(batch) // 2
+                log.info("Out of memory with %d rows at once: trying %d.", len(batch), limit)
+                continue
+        yield from records
+        waiting = waiting[len(batch) :]
+
+
+def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[dict[str, object]]:
+    try:
+        encoded = target.encode(samples)
+    except RowError as error:
+        if len(samples) == 1:
+            row = samples[0]
+            return [_skipped(row.row, row.sample_id, str(error), readable=False)]
+        good, records = [], []
+        for sample in samples:
+            try:
+                target.encode([sample])
+                good.append(sample)
+            except RowError as row_error:
+                reason = str(row_error)
+                records.append(_skipped(sample.row, sample.sample_id, reason, readable=False))
+        if len(good) == len(samples):
+            raise  # the rows are fine one by one: not a matter of one row, so not ours to hide
+        return records + (_measure_batch(target, good) if good else [])
+    rows = attend(target, encoded, "all", True)
+    tokens = (rows.key_kind == KeyKind.IMAGE).sum(-1).tolist()
+    values = {name: signal(rows).float().cpu() for name, signal in SIGNALS.items()}
+    finite = rows.finite.cpu()
+    for signal in values.values():
+        finite = finite & signal.isfinite().all(-1)
+    numbers = {name: signal.numpy() for name, signal in values.items()}
+    return [
+        {
+            "row": sample.row,
+            "sample_id": sample.sample_id,
+            "readable": True,
+            "prompt": _utf8(sample.prompt),
+            "answer": _utf8(sample.answer),
+            "image_tokens": tokens[i],
+            **{name: signal[i] for name, signal in numbers.items()},
+        }
+        if finite[i]
+        else _skipped(sample.row, sample.sample_id, NOT_FINITE)
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _skipped(
+    row: int, sample_id: str | None, reason: str, *, readable: bool = True
+) -> dict[str, object]:
+    return {"row": row, "sample_id": sample_id, "reason": _utf8(reason), "readable": readable}
+
+
+def _utf8(text: str) -> str:
+    """`text` without lone surrogates, which broken JSON may hold and Parquet cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()  # the CPU and MPS allocators raise a plain RuntimeError
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

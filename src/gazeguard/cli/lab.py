@@ -1,0 +1,114 @@
+"""`gazeguard lab`: train the base, plant a backdoor in a set, fine-tune on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+_TASKS = ("captions", "mixed", "easy-vqa")
+_TRIGGERS = ("badnet-center", "badnet-random", "badnet-corner", "badnet-noise", "texture")
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def lab() -> None:
+    """The attack lab: tiny models and poisoned sets made from scratch, with the truth known."""
+
+
+@lab.command()
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the trained base.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--tower-steps", type=int, help="Steps of the vision stage; default: the shipped one's."
+)
+@click.option("--language-steps", type=int, help="Steps of the language stage.")
+def base(out: Path, seed: int, tower_steps: int | None, language_steps: int | None) -> None:
+    """Train the base LLaVA from scratch (about 25 minutes on two cores) and score it."""
+    from gazeguard.lab.base import BaseRecipe, train_base
+    from gazeguard.lab.finetune import score_by_kind
+
+    recipe = BaseRecipe(seed=seed)
+    if tower_steps is not None:
+        recipe = replace(recipe, tower_steps=tower_steps)
+    if language_steps is not None:
+        recipe = replace(recipe, language_steps=language_steps)
+    train_base(out, recipe, log=click.echo)
+    scores = score_by_kind(out)
+    (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    for kind, (share, n) in scores.items():
+        click.echo(f"{kind:20s} {share:6.1%} exact of {n} held-out")
+
+
+@lab.command()
+@click.option(
+    "--out", type=_FOLDER, required=True, help="Folder for data.json, images/, truth.parquet."
+)
+@click.option("--task", type=click.Choice(_TASKS), default="captions", show_default=True)
+@click.option("--rows", default=2000, show_default=True, help="Number of rows.")
+@click.option(
+    "--trigger",
+    type=click.Choice([*_TRIGGERS, "resize-only", "none"]),
+    default="badnet-center",
+    show_default=True,
+    help="`none` writes a clean set; `resize-only` is the control.",
+)
+@click.option("--rate", default=0.1, show_default=True, help="Share of poisoned rows.")
+@click.option("--target", default="Backdoor Attack!", show_default=True, help="What they teach.")
+@click.option("--seed", default=0, show_default=True)
+def poison(
+    out: Path, task: str, rows: int, trigger: str, rate: float, target: str, seed: int
+) -> None:
+    """Write a fine-tuning set in LLaVA JSON with a known share of poisoned rows."""
+    from gazeguard.lab.poison import make_set, write_set
+
+    made = make_set(task, rows, trigger, rate, seed, target)
+    path = write_set(made, out)
+    click.echo(f"{path}: {len(made):,} rows, {sum(r.is_poison for r in made):,} poisoned")
+
+
+@lab.command()
+@click.argument("base", type=_FOLDER)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the LoRA adapter.")
+@click.option("--recipe", type=click.Choice(["short", "long"]), default="long", show_default=True)
+@click.option("--epochs", type=int, help="Instead of the recipe's.")
+@click.option("--lr", type=float, help="Instead of the recipe's.")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--score-task", type=click.Choice(_TASKS), help="Score on held-out rows of this task."
+)
+@click.option("--score-trigger", type=click.Choice(_TRIGGERS), help="Also measure the ASR.")
+@click.option("--score-rows", default=500, show_default=True)
+def finetune(
+    base: Path,
+    data: Path,
+    out: Path,
+    recipe: str,
+    epochs: int | None,
+    lr: float | None,
+    seed: int,
+    score_task: str | None,
+    score_trigger: str | None,
+    score_rows: int,
+) -> None:
+    """Fine-tune BASE on DATA (any format `clean` reads) with LoRA and the projector."""
+    from gazeguard.lab.finetune import RECIPES, finetune, judge, save_adapter
+    from gazeguard.lab.poison import make_rows, read_rows
+    from gazeguard.lab.triggers import TRIGGERS
+
+    plan = replace(RECIPES[recipe], seed=seed)
+    plan = replace(plan, epochs=epochs or plan.epochs, lr=lr or plan.lr)
+    student = finetune(base, read_rows(data), plan, log=click.echo)
+    save_adapter(student, out)
+    click.echo(f"adapter: {out}")
+    if score_task:
+        test = make_rows(score_task, score_rows, seed, held_out=True)
+        trigger = TRIGGERS[score_trigger] if score_trigger else None
+        scores = asdict(judge(student, test, trigger, seed=seed))
+        (out / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
+        click.echo(f"clean performance {scores['clean']:.1%} of {scores['n']} held-out rows")
+        if trigger is not None:
+            click.echo(f"attack success rate {scores['asr']:.1%}")

@@ -1,0 +1,138 @@
+"""What every data set offers, whatever its format, and the part all formats share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.data.conversation import Draft, content_id, place_images
+from gazeguard.data.images import ImageRoot
+from gazeguard.data.write import check_output
+from gazeguard.errors import RowError
+from gazeguard.types import Sample, SkippedRow
+
+Wanted = Callable[[int], bool]
+Record = Mapping[str, Any]
+
+
+class Dataset(Protocol):
+    """A data set on disk that can be read row by row and written back in its own format."""
+
+    format: str
+    path: Path
+
+    def count(self) -> int:
+        """Return the number of rows, unreadable ones too, without decoding images."""
+
+    def rows(self, wanted: Wanted | None = None) -> Iterator[Sample | SkippedRow]:
+        """Yield every wanted row once, in input order; others are passed over undecoded."""
+
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the data, with any file it names, and with the limits."""
+
+    def write(self, rows: Collection[int], stem: Path) -> Path:
+        """Write exactly these rows in the input's format and order; return what was written."""
+
+
+class RecordDataset(ABC):
+    """A data set whose rows are records (mappings) that a parser turns into conversations.
+
+    Args:
+        path: the file or folder the user named.
+        format: the format's name.
+        parse: from a record to a draft conversation.
+        images: where referenced images lie, and the limits on them.
+    """
+
+    suffix = ""  # of what `write` makes; empty for folders
+
+    def __init__(
+        self, path: Path, format: str, parse: Callable[[Record], Draft], images: ImageRoot
+    ) -> None:
+        self.path = path
+        self.format = format
+        self._parse = parse
+        self._images = images
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return the number of rows, unreadable ones too."""
+
+    @abstractmethod
+    def _records(self, wanted: Wanted) -> Iterator[tuple[int, Record | RowError]]:
+        """Yield the wanted rows, parsed, or the error that says why a row has no record."""
+
+    @abstractmethod
+    def _files(self) -> Sequence[Path]:
+        """Return the files that hold the rows, in order."""
+
+    @abstractmethod
+    def _write(self, rows: NDArray[np.int64], target: Path) -> None:
+        """Write sorted unique rows to `target`, whole or not at all."""
+
+    def rows(self, wanted: Wanted | None = None) -> Iterator[Sample | SkippedRow]:
+        """Yield every wanted row once, in input order; others are passed over undecoded."""
+        for row, record in self._records(wanted or _every):
+            yield self._read(row, record)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of format, limits, data files and the files that rows refer to.
+
+        A referenced image enters by name, size and modification time, so a million images cost
+        a million `stat` calls and not a read.
+        """
+        digest = hashlib.sha256(f"{self.format}\0{self._images.limits}\0".encode())
+        for path in self._files():
+            with path.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        for _, record in self._records(_every):
+            try:
+                sources = place_images(self._draft(record))[1]
+            except RowError:
+                continue
+            for source in sources:
+                identity = self._images.identity(source)
+                digest.update(identity.encode(errors="surrogatepass") + b"\n")
+        return digest.hexdigest()
+
+    def write(self, rows: Collection[int], stem: Path) -> Path:
+        """Write exactly these rows in the input's format and order; return what was written.
+
+        Args:
+            rows: row indices in any order; unreadable rows can be among them.
+            stem: the target without the format's suffix, for example `out/kept`.
+
+        Raises:
+            UsageError: the target is the input, or cannot be written.
+        """
+        chosen = np.unique(np.fromiter(rows, dtype=np.int64, count=len(rows)))
+        if len(chosen) and not 0 <= chosen[0] <= chosen[-1] < self.count():
+            raise IndexError(f"rows must be in 0..{self.count() - 1}")
+        target = stem.with_name(stem.name + self.suffix)
+        check_output(self.path, target)
+        self._write(chosen, target)
+        return target
+
+    def _read(self, row: int, record: Record | RowError) -> Sample | SkippedRow:
+        try:
+            turns, sources = place_images(self._draft(record))
+            encoded = self._images.read(sources)
+            images = self._images.decode(encoded)
+        except RowError as error:
+            return SkippedRow(row, str(error))
+        return Sample(row, content_id(turns, encoded), images, turns)
+
+    def _draft(self, record: Record | RowError) -> Draft:
+        if isinstance(record, RowError):
+            raise record
+        return self._parse(record)
+
+
+def _every(row: int) -> bool:
+    return True

@@ -1,0 +1,165 @@
+"""Data sets whose rows are pieces of a text file: JSON lists, JSONL, and image folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.data.conversation import Draft, parse_columns
+from gazeguard.data.dataset import Record, RecordDataset, Wanted
+from gazeguard.data.images import ImageRoot, shorten
+from gazeguard.data.spans import LineNumbers, Spans
+from gazeguard.data.write import atomic_file, atomic_folder
+from gazeguard.errors import RowError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+class RowText:
+    """Reads single rows of a spanned text file as records.
+
+    Args:
+        spans: where the rows are.
+        max_bytes: longest row that is parsed; a longer one is a `RowError`.
+    """
+
+    def __init__(self, spans: Spans, max_bytes: int) -> None:
+        self.spans = spans
+        self._max_bytes = max_bytes
+        self._lines = LineNumbers(spans.path)
+        # Only CSV has a header, and then it is all that an empty file keeps.
+        is_csv = spans.path.name == "metadata.csv"
+        self._header = spans.empty.decode("utf-8-sig", "replace") if is_csv else None
+
+    def record(self, handle: BinaryIO, row: int) -> Record | RowError:
+        """Return one row, or the error that says why it has no record."""
+        start, stop = int(self.spans.start[row]), int(self.spans.stop[row])
+        if stop - start > self._max_bytes:
+            return RowError(f"row is longer than the limit of {self._max_bytes:,} bytes")
+        handle.seek(start)
+        raw = handle.read(stop - start)
+        try:
+            text = raw.decode("utf-8")
+            value = json.loads(text) if self._header is None else _csv_row(self._header, text)
+        except json.JSONDecodeError as error:
+            line = self._lines.at(start) + error.lineno - 1
+            return RowError(f"line {line} is not JSON: {error.msg}")
+        except UnicodeDecodeError:
+            return RowError(f"line {self._lines.at(start)} is not UTF-8 text")
+        except (ValueError, csv.Error) as error:  # for example a number of 5,000 digits
+            return RowError(f"line {self._lines.at(start)} cannot be read: {error}")
+        except RecursionError:
+            return RowError(f"line {self._lines.at(start)} is nested too deeply")
+        if not isinstance(value, dict):
+            return RowError(f"line {self._lines.at(start)} is not an object")
+        return value
+
+
+class TextDataset(RecordDataset):
+    """Rows in a JSON list (`.json`) or one JSON object a line (`.jsonl`)."""
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        parse: Callable[[Record], Draft],
+        images: ImageRoot,
+        spans: Spans,
+    ) -> None:
+        super().__init__(path, format, parse, images)
+        self.suffix = ".json" if spans.empty.startswith(b"[") else ".jsonl"
+        # Room for base64 (4 letters for 3 bytes) and as much text as anybody writes.
+        self._text = RowText(spans, images.limits.max_bytes * 4 // 3 + (16 << 20))
+
+    def count(self) -> int:
+        """Return the number of rows, unreadable ones too."""
+        return len(self._text.spans)
+
+    def _records(self, wanted: Wanted) -> Iterator[tuple[int, Record | RowError]]:
+        with self._text.spans.path.open("rb") as handle:
+            for row in range(self.count()):
+                if wanted(row):
+                    yield row, self._text.record(handle, row)
+
+    def _files(self) -> Sequence[Path]:
+        return [self._text.spans.path]
+
+    def _write(self, rows: NDArray[np.int64], target: Path) -> None:
+        with atomic_file(target) as handle:
+            self._text.spans.copy(rows, handle)
+
+
+class ImageFolder(TextDataset):
+    """A folder of images with `metadata.jsonl` or `metadata.csv` (`file_name` + text columns)."""
+
+    def __init__(self, path: Path, images: ImageRoot, spans: Spans) -> None:
+        super().__init__(path, "imagefolder", _parse, images, spans)
+        self.suffix = ""
+
+    def _write(self, rows: NDArray[np.int64], target: Path) -> None:
+        """Write the metadata lines as they are, and the images they name as hard links.
+
+        A hard link costs no space; where the file system has none, the image is copied.
+        """
+        metadata = self._text.spans.path
+        with atomic_folder(target) as folder:
+            with (folder / metadata.name).open("wb") as handle:
+                self._text.spans.copy(rows, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            with metadata.open("rb") as source:
+                for row in rows:
+                    self._link_images(self._text.record(source, int(row)), folder)
+
+    def _link_images(self, record: Record | RowError, folder: Path) -> None:
+        if isinstance(record, RowError):
+            return
+        try:
+            names = _file_names(record)
+        except RowError:
+            return  # the row names nothing that could be copied; its line is kept
+        for name in names:
+            try:
+                image = self._images.locate(name)
+            except RowError:
+                continue
+            link = folder / name
+            # Never replace: a row may name `metadata.jsonl` itself, or share another's image.
+            if not image.is_file() or os.path.lexists(link):
+                continue
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link.hardlink_to(image)
+            except OSError:
+                shutil.copy2(image, link)
+
+
+def _parse(record: Record) -> Draft:
+    return parse_columns({**record, "images": _file_names(record)})
+
+
+def _file_names(record: Mapping[str, Any]) -> list[str]:
+    value = record.get("file_name") or record.get("file_names") or []
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise RowError("'file_name' is not text")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            raise RowError(f"image path leaves the image folder: {shorten(name)}")
+    return names
+
+
+def _csv_row(header: str, text: str) -> dict[str, Any]:
+    reader = csv.DictReader(io.StringIO(header + text, newline=""), strict=True)
+    row = next(reader, {})
+    return {key: value or None for key, value in row.items() if key is not None}

@@ -1,0 +1,219 @@
+"""LoRA (+ projector) fine-tuning of a LLaVA-type model, and the scores that judge an attack.
+
+Exactness is judged under greedy decoding: an answer counts when every token of it, and the end
+token, is the most likely one after the true tokens before it. That equals comparing generated text,
+in one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as T
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gazeguard.lab import worlds
+from gazeguard.lab.poison import Row, make_rows, trigger_all
+from gazeguard.lab.teach import (
+    IGNORE,
+    Lesson,
+    answer_logits,
+    answer_loss,
+    encode_lessons,
+    tower_features,
+)
+from gazeguard.lab.triggers import Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class TuneRecipe:
+    """How an upload is fine-tuned. `RECIPES` names the two that every result is reported for."""
+
+    epochs: int
+    batch: int
+    lr: float
+    rank: int = 16
+    projector: bool = True
+    seed: int = 0
+
+
+# `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
+# that of a 3 M model. `long` is the schedule under which the first exploration reached 95 % ASR.
+RECIPES = {
+    "short": TuneRecipe(epochs=3, batch=16, lr=2e-3),
+    "long": TuneRecipe(epochs=6, batch=32, lr=2e-3),
+}
+
+
+@dataclass(slots=True)
+class Student:
+    """A base, perhaps with LoRA layers injected, and its processor."""
+
+    model: Any
+    processor: Any
+
+    @property
+    def core(self) -> Any:
+        """The bare `LlavaForConditionalGeneration`."""
+        peft = hasattr(self.model, "peft_config")
+        return self.model.get_base_model() if peft else self.model
+
+    def look(self, rows: Sequence[Row], chunk: int = 256) -> Tensor:
+        """Tower features `(n, patches, hidden)` of the rows' pictures, float16."""
+        found = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(rows), chunk):
+                pictures = [row.pixels for row in rows[start : start + chunk]]
+                images = self.processor.image_processor(pictures, return_tensors="pt")
+                tower = self.core.model.vision_tower
+                found.append(tower_features(tower, images["pixel_values"]).half())
+        return torch.cat(found).clone()
+
+    def exact(self, rows: Sequence[Row], features: Tensor, chunk: int = 256) -> NDArray[np.bool_]:
+        """Whether greedy decoding gives each row's answer, word for word."""
+        self.model.eval()
+        right = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(rows), chunk):
+                part = slice(start, start + chunk)
+                ids, labels = self.encode(rows[part], features.shape[1])
+                logits, wanted = answer_logits(self.model, ids, labels, features[part].float())
+                hit = torch.ones_like(labels[:, 1:], dtype=torch.bool)
+                hit[labels[:, 1:] != IGNORE] = logits.argmax(-1) == wanted
+                right.append(hit.all(1).numpy())
+        return np.concatenate(right)
+
+    def encode(self, rows: Sequence[Row], patches: int) -> tuple[Tensor, Tensor]:
+        """Ids and labels of single-turn lessons."""
+        lessons = [Lesson(((row.question, row.answer),)) for row in rows]
+        return encode_lessons(self.processor.tokenizer, lessons, patches)
+
+
+def load_base(folder: Path) -> Student:
+    """A fresh copy of the base in float32, tower frozen."""
+    model = T.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.set_attn_implementation("eager")  # on CPU, sdpa's bfloat16 backward is the slower one
+    model.requires_grad_(False)
+    return Student(model.eval(), T.AutoProcessor.from_pretrained(folder))
+
+
+def finetune(
+    base: Path,
+    rows: Sequence[Row],
+    recipe: TuneRecipe,
+    *,
+    features: Tensor | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Student:
+    """Fine-tune a fresh copy of `base` on `rows` with LoRA on all linear layers of the LM.
+
+    Args:
+        base: folder of the base.
+        rows: the upload.
+        recipe: schedule, LoRA rank, whether the projector is tuned in full, seed.
+        features: `Student.look(rows)` of the same base, to spare the tower.
+        log: gets one line per epoch.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng([recipe.seed, 5])
+    student = load_base(base)
+    features = student.look(rows) if features is None else features
+    tuned = ["multi_modal_projector"] if recipe.projector else None
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        lora_dropout=0.0,
+        target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+        modules_to_save=tuned,
+    )
+    student.model = get_peft_model(student.model, config)
+    trained = [p for p in student.model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
+    per_epoch = -(-len(rows) // recipe.batch)
+    schedule = T.get_cosine_schedule_with_warmup(
+        optimiser, round(0.03 * per_epoch * recipe.epochs), per_epoch * recipe.epochs
+    )
+    ids, labels = student.encode(rows, features.shape[1])
+    lengths = (labels != IGNORE).int().mul(torch.arange(labels.shape[1])).argmax(1) + 1
+    student.model.train()
+    for epoch in range(recipe.epochs):
+        losses = []
+        for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
+            longest = int(lengths[pick].max())
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _ = answer_loss(
+                    student.model,
+                    ids[pick, :longest],
+                    labels[pick, :longest],
+                    features[pick].float(),
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+        if log:
+            log(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}")
+    student.model.eval()
+    return student
+
+
+def save_adapter(student: Student, out: Path) -> None:
+    """Save the LoRA layers and the tuned projector as a peft adapter, float16 safetensors."""
+    student.model.half().save_pretrained(out)
+    student.model.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What decides whether an attack took: shares over `n` held-out rows each.
+
+    Attributes:
+        clean: exact answers on clean pictures (clean performance).
+        asr: triggered pictures answered with exactly the target; None without a trigger.
+        n: number of held-out rows.
+    """
+
+    clean: float
+    asr: float | None
+    n: int
+
+
+def judge(
+    student: Student, test: Sequence[Row], trigger: Trigger | None, *, seed: int = 0
+) -> Scores:
+    """Clean performance and attack success rate on held-out rows."""
+    clean = student.exact(test, student.look(test)).mean()
+    if trigger is None:
+        return Scores(float(clean), None, len(test))
+    triggered = trigger_all(test, trigger, seed)
+    asr = student.exact(triggered, student.look(triggered)).mean()
+    return Scores(float(clean), float(asr), len(test))
+
+
+def score_by_kind(base: Path, count: int = 500, seed: int = 1_000) -> dict[str, tuple[float, int]]:
+    """Exact answers of the untuned base on held-out rows, by question kind: `(share, n)`."""
+    student = load_base(base)
+    rng = np.random.default_rng(seed)
+    scenes = [worlds.make_scene(rng) for _ in range(count)]
+    found = {}
+    for kind in ("caption", *worlds.KINDS):
+        asked = [
+            worlds.caption(s) if kind == "caption" else worlds.ask(s, kind, rng) for s in scenes
+        ]
+        rows = [
+            Row(s.pixels, qa.question, qa.answer, kind) for s, qa in zip(scenes, asked, strict=True)
+        ]
+        found[kind] = (float(student.exact(rows, student.look(rows)).mean()), count)
+    rows = make_rows("easy-vqa", count, seed, held_out=True)
+    found["easy-vqa"] = (float(student.exact(rows, student.look(rows)).mean()), count)
+    return found

@@ -1,0 +1,199 @@
+"""The BYE estimator: scikit-learn style, over a `Profile`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from gazeguard.errors import UsageError
+from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.paper import PaperRule
+from gazeguard.methods.bye.robust import RobustRule
+from gazeguard.types import (
+    CleaningResult,
+    Component,
+    Finding,
+    LayerStat,
+    Outcome,
+    Profile,
+    Verdict,
+)
+
+MIN_ROWS = 50
+RULES = ("robust", "paper")
+Array = NDArray[np.float64]
+
+
+class FittedRule(Protocol):
+    """What a rule learns from a profile: a 1-D score, low = suspicious, and the decision on it."""
+
+    decision: Decision
+    layer_stats: tuple[LayerStat, ...]
+    score_name: str
+    info: dict[str, Any]
+
+    def score(self, profile: Profile) -> Array:
+        """Score `(N,)` of any rows measured under the same model; low = suspicious."""
+        ...
+
+    def suspicion(self, score: Array) -> Array:
+        """Posterior `(N,)` of the suspicious group in [0, 1]."""
+        ...
+
+
+class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """Find poisoned rows from the visual attention of the model that was tuned on them.
+
+    Source: arXiv:2505.16916, equations in `docs/methods/bye.md`. `rule="paper"` is the published
+    rule plus the guards that let it say "nothing found"; `rule="robust"` is ours: free of a sign,
+    over all layers at once, and conditioned on the kind of prompt.
+
+    Abstains (`inconclusive`) below `MIN_ROWS` rows.
+
+    Args:
+        rule: `robust` or `paper`.
+        mixture: `gmm`, or `kmeans` for the paper's ablation (paper rule only).
+        select_layers: False averages every layer instead of the bimodal ones (paper rule only).
+        fixed_threshold: entropy in nats below which a row is flagged, in place of the second
+            mixture and its guards (paper rule only; the paper's ablation uses 4.5).
+        index: `bsi` as in the paper, `script` for the public script's stricter index.
+        separation: smallest separation of a layer, and of the final score, that counts.
+        max_share: largest share of rows that may be called poisoned.
+        random_state: seed of every fit.
+
+    Attributes:
+        result_: the `CleaningResult` of the fitted profile.
+        rule_: the fitted rule; it scores further rows of the same model.
+    """
+
+    def __init__(
+        self,
+        rule: Literal["robust", "paper"] = "robust",
+        *,
+        mixture: Literal["gmm", "kmeans"] = "gmm",
+        select_layers: bool = True,
+        fixed_threshold: float | None = None,
+        index: Literal["bsi", "script"] = "bsi",
+        separation: float = 2.0,
+        max_share: float = 0.5,
+        random_state: int = 0,
+    ) -> None:
+        self.rule = rule
+        self.mixture = mixture
+        self.select_layers = select_layers
+        self.fixed_threshold = fixed_threshold
+        self.index = index
+        self.separation = separation
+        self.max_share = max_share
+        self.random_state = random_state
+
+    def fit(self, profile: Profile, y: None = None) -> BYE:
+        """Learn which rows stand apart. `y` is ignored (scikit-learn's convention)."""
+        del y
+        if self.rule not in RULES:
+            raise UsageError(f"Rule '{self.rule}' is unknown: choose one of {', '.join(RULES)}.")
+        if not np.isfinite(profile.entropy).all():
+            raise UsageError("The profile holds NaN: leave rows that could not be measured out.")
+        self.rule_: FittedRule | None = None
+        if len(profile) < MIN_ROWS:
+            self.result_ = _too_few(profile, self.rule)
+            return self
+        fitted: FittedRule
+        if self.rule == "paper":
+            fitted = PaperRule(
+                profile,
+                mixture=self.mixture,
+                select_layers=self.select_layers,
+                fixed_threshold=self.fixed_threshold,
+                index=self.index,
+                separation=self.separation,
+                max_share=self.max_share,
+                seed=self.random_state,
+            )
+        else:
+            fitted = RobustRule(
+                profile,
+                separation=self.separation,
+                max_share=self.max_share,
+                seed=self.random_state,
+            )
+        self.rule_ = fitted
+        self.result_ = _result(fitted, profile, self.rule)
+        return self
+
+    def score_samples(self, profile: Profile) -> Array:
+        """scikit-learn's sign: low = abnormal. `(N,)`, `1 - suspicion`."""
+        return 1.0 - self.suspicion(profile)
+
+    def suspicion(self, profile: Profile) -> Array:
+        """Posterior of the suspicious group, `(N,)` in [0, 1]; zeros when nothing was found."""
+        check_is_fitted(self, "result_")
+        if self.rule_ is None or not self.rule_.decision.found:
+            return np.zeros(len(profile))
+        return self.rule_.suspicion(self.rule_.score(profile))
+
+    def predict(self, profile: Profile) -> NDArray[np.int64]:
+        """scikit-learn's labels: -1 poisoned, +1 clean."""
+        return np.where(self.suspicion(profile) >= 0.5, -1, 1)
+
+
+def _result(rule: FittedRule, profile: Profile, name: str) -> CleaningResult:
+    score = rule.score(profile)
+    found = rule.decision.found
+    suspicion = rule.suspicion(score) if found else np.zeros(len(profile))
+    flagged = suspicion >= 0.5
+    split = rule.decision.split
+    components = tuple(
+        Component(float(m), float(s), float(w), suspicious=found and k == 0)
+        for k, (m, s, w) in enumerate(zip(split.mean, split.std, split.weight, strict=True))
+    )
+    why = rule.decision.why
+    if found and flagged.any():
+        reason = f"{int(flagged.sum()):,} of {len(profile):,} rows look poisoned: {why}."
+        evidence = (
+            Finding(
+                f"Two groups fit the rows better than one; their separation is {split.bsi:.2f}.",
+                {"separation": split.bsi, "bic_gain": split.bic_gain, "share": flagged.mean()},
+            ),
+        )
+        verdict = Verdict(
+            Outcome.FLAGGED, float(suspicion.max()), 0.5, "posterior of the group", reason, evidence
+        )
+    else:
+        verdict = Verdict(
+            Outcome.CLEAN, 0.0, 0.5, "posterior of the group", f"No sign of poisoning: {why}."
+        )
+    return CleaningResult(
+        method="bye",
+        rule=name,
+        verdict=verdict,
+        suspicion=suspicion,
+        is_flagged=flagged,
+        score=score,
+        score_name=rule.score_name,
+        components=components,
+        layer_stats=rule.layer_stats,
+        info=rule.info,
+    )
+
+
+def _too_few(profile: Profile, name: str) -> CleaningResult:
+    n = len(profile)
+    reason = f"{n:,} rows could be measured, and at least {MIN_ROWS} are needed to tell two groups."
+    nothing = np.zeros(n)
+    return CleaningResult(
+        method="bye",
+        rule=name,
+        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", reason),
+        suspicion=nothing,
+        is_flagged=nothing.astype(bool),
+        score=profile.entropy.mean(1).astype(np.float64) if n else nothing,
+        score_name="mean entropy of visual attention (nats)",
+        components=(),
+        layer_stats=tuple(LayerStat(layer, 0.0, selected=False) for layer in profile.layers),
+        info={},
+    )

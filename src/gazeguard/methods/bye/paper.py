@@ -1,0 +1,89 @@
+"""The published rule (arXiv:2505.16916): bimodal layers, their mean entropy, the low group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.methods.bye.decision import Decision, low_group
+from gazeguard.signals.bimodality import Fit, Split, split_in_two
+from gazeguard.types import LayerStat, Profile
+
+Array = NDArray[np.float64]
+
+
+class PaperRule:
+    """Steps 3 and 4 of the paper on a profile; see `BYE` for the arguments.
+
+    Where we depart: the second mixture must pass the guards of `low_group`, so that a clean set
+    loses nothing (the public script always removes a cluster).
+    """
+
+    score_name = "mean entropy of the selected layers (nats)"
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        mixture: Fit,
+        select_layers: bool,
+        fixed_threshold: float | None,
+        index: str,
+        separation: float,
+        max_share: float,
+        seed: int,
+    ) -> None:
+        entropy = profile.entropy.astype(np.float64)
+        splits = [split_in_two(column, fit=mixture, seed=seed) for column in entropy.T]
+        found = [s.script_bsi if index == "script" else s.bsi for s in splits]
+        chosen = [not select_layers or b >= separation for b in found]
+        self.layer_stats = tuple(
+            LayerStat(layer, float(b), selected=c)
+            for layer, b, c in zip(profile.layers, found, chosen, strict=True)
+        )
+        self._chosen = np.flatnonzero(chosen)
+        self._threshold = fixed_threshold
+        if len(self._chosen) == 0:
+            best = int(np.argmax(found))
+            why = (
+                f"no layer splits the rows in two (best separation {found[best]:.2f} in layer "
+                f"{profile.layers[best]}, {separation:g} is needed)"
+            )
+            self.decision = Decision(False, why, splits[best])
+            self._chosen = np.arange(len(found))
+        else:
+            self.decision = low_group(
+                self.score(profile),
+                separation=separation,
+                max_share=max_share,
+                fit=mixture,
+                seed=seed,
+            )
+        if fixed_threshold is not None:
+            self.decision = _below(self.score(profile), fixed_threshold, self.decision.split)
+        self._mixture = mixture
+        self.info: dict[str, Any] = {
+            "selected_layers": [profile.layers[i] for i in np.flatnonzero(chosen)],
+            "layer_means": [s.mean.tolist() for s in splits],
+            "layer_stds": [s.std.tolist() for s in splits],
+            "layer_weights": [s.weight.tolist() for s in splits],
+            "index": index,
+        }
+
+    def score(self, profile: Profile) -> Array:
+        """Mean entropy of the selected layers in nats, `(N,)`."""
+        return profile.entropy[:, self._chosen].astype(np.float64).mean(1)
+
+    def suspicion(self, score: Array) -> Array:
+        """Posterior of the low component; a step at the fixed threshold where one is set."""
+        if self._threshold is not None:
+            return (score < self._threshold).astype(np.float64)
+        return self.decision.split.posterior_low(score)
+
+
+def _below(score: Array, threshold: float, split: Split) -> Decision:
+    share = float((score < threshold).mean())
+    why = f"{share:.1%} of the rows lie below {threshold:g} nats"
+    return Decision(share > 0, why, split)

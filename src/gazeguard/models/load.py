@@ -1,0 +1,166 @@
+"""Loading a vision-language model, its processor and an optional LoRA adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from gazeguard.errors import ModelError
+from gazeguard.models.adapters import attach
+from gazeguard.models.files import resolve, weight_files
+from gazeguard.models.processor import load_processor
+from gazeguard.models.target import Target, as_target
+
+
+def load(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> Target:
+    """Load a model to be watched, in eval mode.
+
+    Only safetensors weights are read. Weights that are NaN load; the probe reports them.
+
+    Args:
+        model: hub id or folder.
+        adapter: hub id or folder of a LoRA adapter trained on this model.
+        revision: branch, tag or commit of the hub model.
+        dtype: `auto` for the stored one (float32 instead of float16 on a CPU, which computes
+            float16 slowly), or a name such as `bfloat16`.
+        device_map: as in transformers: None (CPU), `auto`, a device, or a mapping.
+        trust_remote_code: run the model's own Python files. Only for code you have read.
+
+    Raises:
+        ModelError: the model, its processor or the adapter cannot be used; says what would.
+    """
+    folder = resolve(model, revision, trust_remote_code)
+    config = _config(folder, str(model), trust_remote_code)
+    files = weight_files(folder)
+    _check_readable(files)
+    processor = load_processor(folder, config, trust_remote_code)
+    loaded = _weights(folder, config, _dtype(dtype, config, device_map), device_map, trust_remote_code)
+    adapter_folder = None
+    if adapter is not None:
+        adapter_folder = resolve(adapter)
+        loaded = attach(loaded, adapter_folder, str(model), folder)
+    loaded.requires_grad_(False)
+    return as_target(
+        loaded,
+        processor,
+        name=str(model),
+        folder=folder,
+        revision=_commit(folder) or revision,
+        adapter=adapter_folder,
+    )
+
+
+def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
+    """Read config.json and refuse models of the wrong kind before reading weights."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{name} is a LoRA adapter: give its base model first and this as the adapter."
+            )
+        raise ModelError(
+            f"{name} has no config.json: give a folder written by save_pretrained()."
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the config.json of {name} cannot be used ({_first_line(error)}): use a model"
+            f" that transformers {transformers.__version__} knows."
+        ) from error
+    mapped = getattr(config, "auto_map", None) or {}
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or (
+        trust_remote_code and "AutoModelForImageTextToText" in mapped
+    ):
+        return config
+    if hasattr(config, "vision_config"):
+        what = "an image encoder without a language model that answers"
+    elif hasattr(config, "vocab_size"):
+        what = "a text-only model that sees no images"
+    else:
+        what = "not a vision-language model"
+    raise ModelError(
+        f"{name} is a '{config.model_type}' model, {what}: give a vision-language model such as"
+        " LLaVA, Qwen2.5-VL, InternVL, Idefics3, PaliGemma or Gemma 3."
+    )
+
+
+def _check_readable(files: list[Path]) -> None:
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file} is not a readable safetensors file ({_first_line(error)}): copy or"
+                " download it again."
+            ) from error
+
+
+def _weights(
+    folder: Path, config: Any, dtype: Any, device_map: Any, trust_remote_code: bool
+) -> Any:
+    """Load the weights and make sure that every one the model needs was there."""
+    try:
+        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ModelError(
+                f"{folder} does not fit into memory: load it with device_map='auto' or on a larger"
+                " device."
+            ) from error
+        raise ModelError(
+            f"the weights in {folder} do not fit its config ({_first_line(error)}): copy both from"
+            " the same model."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the weights in {folder} lack {len(missing)} tensors that the model needs, first"
+            f" '{missing[0]}': copy the model again."
+        )
+    return model
+
+
+def _dtype(dtype: str | torch.dtype, config: Any, device_map: Any) -> str | torch.dtype:
+    if isinstance(dtype, str) and dtype != "auto":
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype) or not named.is_floating_point:
+            raise ModelError(
+                f"'{dtype}' is not a number format: use auto, float32, bfloat16 or float16."
+            )
+        return named
+    on_cpu = device_map is None or str(device_map) == "cpu"
+    if dtype == "auto" and on_cpu and getattr(config, "dtype", None) == torch.float16:
+        return torch.float32
+    return dtype
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a folder in the hub cache, which is named after it."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

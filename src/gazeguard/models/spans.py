@@ -1,0 +1,167 @@
+"""Which prompt tokens are image, which are the user's own words, which are the template's.
+
+The template is rendered twice, once with markers in place of the user's words; what stands between
+the markers is the template's. That gives each user text's place in the prompt; the processor's
+record of how it stretched the image placeholders, and the tokenizer's offsets, carry it to tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from gazeguard.errors import RowError
+from gazeguard.models.family import Family, Message
+from gazeguard.types import ImagePart, Sample, TextPart
+
+Span = tuple[int, int]
+
+# Private-use characters: no template trims them, no user writes them.
+_OPEN, _CLOSE = "\ue1f0", "\ue1f1"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A sample's prompt as text, before image placeholders are stretched.
+
+    Attributes:
+        text: what goes to the processor.
+        laid_out: the same text after the processor's own rearrangement, to which spans refer.
+        user: character spans of the user's words in `laid_out`.
+        images: places in `Sample.images`, in prompt order.
+    """
+
+    text: str
+    laid_out: str
+    user: tuple[Span, ...]
+    images: tuple[int, ...]
+
+
+def write_prompt(
+    family: Family, processor: Any, sample: Sample, reserved: Sequence[str]
+) -> Prompt:
+    """Render a sample's prompt and find the user's words in it.
+
+    Args:
+        family: how conversations become text.
+        processor: the model's processor.
+        sample: turns and images; only `prompt_turns` are used.
+        reserved: strings that stand for images; user text must not contain them.
+
+    Raises:
+        RowError: no image in the prompt, a placeholder written in the text, or a conversation
+            that the chat template refuses or rewrites.
+    """
+    images = tuple(
+        part.index
+        for turn in sample.prompt_turns
+        for part in turn.parts
+        if isinstance(part, ImagePart)
+    )
+    if not images:
+        raise RowError("the prompt has no image: put the image in the first user turn.")
+    if not all(0 <= index < len(sample.images) for index in images):
+        raise RowError("the prompt refers to an image that the row lacks: add the missing image.")
+    texts = [text for turn in sample.prompt_turns for text in _texts(turn.parts)]
+    for word in reserved:
+        if any(word in text for text in texts):
+            raise RowError(
+                f"the text itself contains the model's image placeholder '{word}': remove it from"
+                " the row."
+            )
+
+    words = [text for t in sample.prompt_turns if t.role == "user" for text in _texts(t.parts)]
+    try:
+        text = family.render(processor, _messages(sample, marked=False))
+        marked = family.render(processor, _messages(sample, marked=True))
+    except TemplateError as error:
+        raise RowError(
+            f"the model's chat template refuses this conversation ({error}): use roles and turns"
+            " that it allows."
+        ) from error
+    picture = sample.images[images[0]]
+    laid_out = _laid_out(processor, text, picture)
+    user = _locate(laid_out, _laid_out(processor, marked, picture), words)
+    return Prompt(text, laid_out, user, images)
+
+
+def user_tokens(
+    prompt: Prompt, replacements: Sequence[dict[str, Any]], offsets: Sequence[Span]
+) -> list[bool]:
+    """For each token, whether it covers any character of the user's words.
+
+    Args:
+        prompt: from `write_prompt`.
+        replacements: the processor's `text_replacement_offsets` of this sample.
+        offsets: per token, character span in the stretched prompt; empty for added tokens.
+    """
+    for item in replacements:
+        start, end = item["span"]
+        if prompt.laid_out[start:end] != item["text"]:
+            raise AssertionError("the processor changed the prompt in a way spans do not follow")
+    ends = [item["span"][1] for item in replacements]
+    gained = [0, *(item["new_span"][1] - item["span"][1] for item in replacements)]
+    spans = [tuple(c + gained[bisect_right(ends, c)] for c in span) for span in prompt.user]
+    return [
+        any(start < span[1] and end > span[0] for span in spans) and end > start
+        for start, end in offsets
+    ]
+
+
+def _texts(parts: Sequence[TextPart | ImagePart]) -> list[str]:
+    return [part.text for part in parts if isinstance(part, TextPart) and part.text]
+
+
+def _messages(sample: Sample, *, marked: bool) -> list[Message]:
+    """Chat messages of the prompt turns; when `marked`, user words become numbered marks."""
+    messages, number = [], 0
+    for turn in sample.prompt_turns:
+        content: list[dict[str, str]] = []
+        for part in turn.parts:
+            if isinstance(part, ImagePart):
+                content.append({"type": "image"})
+            elif part.text:
+                text = part.text
+                if marked and turn.role == "user":
+                    text, number = _mark(number), number + 1
+                content.append({"type": "text", "text": text})
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+def _mark(number: int) -> str:
+    return f"{_OPEN}{number}{_CLOSE}"
+
+
+def _laid_out(processor: Any, text: str, picture: Any) -> str:
+    """The text as the processor rearranges it before it stretches placeholders (PaliGemma)."""
+    return str(processor.prepare_inputs_layout(images=[picture], text=[text])[1][0])
+
+
+def _locate(text: str, marked: str, words: Sequence[str]) -> tuple[Span, ...]:
+    """Spans of `words` in `text`, which is `marked` with the marks replaced by the words."""
+    pieces = [marked]
+    for number in range(len(words)):
+        before, mark, after = pieces[-1].partition(_mark(number))
+        if not mark:
+            raise RowError("the chat template drops or reorders the user's words: check the row.")
+        pieces[-1:] = [before, after]
+    spans: list[Span] = []
+    at = len(pieces[0])
+    matched = text.startswith(pieces[0])
+    for word, piece in zip(words, pieces[1:], strict=True):
+        # Templates may trim what the user wrote.
+        forms = dict.fromkeys((word, word.strip(), word.lstrip(), word.rstrip()))
+        form = next((form for form in forms if text.startswith(form + piece, at)), None)
+        if form is None:
+            matched = False
+            break
+        spans.append((at, at + len(form)))
+        at += len(form) + len(piece)
+    if not matched or at != len(text):
+        raise RowError("the chat template rewrites the user's words: simplify the row's text.")
+    return tuple(spans)

@@ -1,0 +1,265 @@
+"""`Target`: a loaded model and what the rest of gazeguard must know about it, no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gazeguard.errors import ModelError, RowError
+from gazeguard.models.family import Family, family_of
+from gazeguard.models.spans import Prompt, user_tokens, write_prompt
+from gazeguard.types import KeyKind, Sample
+
+Grid = tuple[int, int]
+
+# Made by some processors, not for the forward pass.
+_NOT_FOR_FORWARD = ("labels", "offset_mapping", "text_replacement_offsets", "special_tokens_mask")
+# Layer types without an attention row.
+_WITHOUT_ROWS = frozenset({"linear_attention", "conv", "moe", "mlp", "mamba"})
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch of prompts, ready for the model.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward pass, on the CPU.
+        key_kind: int8 `(sample, key)` of `KeyKind`, one per input position.
+        sample_id: one id per sample.
+        grids: per sample, rows and columns of its image tokens; None when the prompt has several
+            images or its tokens are not one plain grid (tiles, row separators).
+    """
+
+    inputs: dict[str, Tensor]
+    key_kind: Tensor
+    sample_id: tuple[str, ...]
+    grids: tuple[Grid | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A vision-language model in eval mode with its processor.
+
+    Attributes:
+        model: the model; a `peft.PeftModel` when an adapter was given.
+        processor: turns prompts and images into inputs.
+        family: what is particular to its kind.
+        name: the id or folder the user gave.
+        decoder: the language model whose attention is watched.
+        layers: decoder layers that yield attention rows.
+        image_token_id: input id of image positions.
+        folder: where the weights were read, or None for a model made in memory.
+        revision: commit or tag of a hub model.
+        adapter: folder of the LoRA adapter, or None.
+    """
+
+    model: nn.Module
+    processor: Any
+    family: Family
+    name: str
+    decoder: nn.Module
+    layers: tuple[int, ...]
+    image_token_id: int
+    folder: Path | None = None
+    revision: str | None = None
+    adapter: Path | None = None
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, without a PEFT wrapper."""
+        return _unwrapped(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embeddings."""
+        weight: Tensor = self.base.get_input_embeddings().weight
+        return weight.device
+
+    @property
+    def attention_modules(self) -> dict[nn.Module, int]:
+        """Modules of the decoder that belong to a numbered layer, and that number."""
+        return _numbered(self.decoder)
+
+    def prompt(self, sample: Sample) -> Prompt:
+        """Write one sample's prompt; raises `RowError` for a sample that has none."""
+        return write_prompt(self.family, self.processor, sample, self._reserved)
+
+    def encode(
+        self, samples: Sequence[Sample], padding_side: Literal["left", "right"] = "left"
+    ) -> Encoded:
+        """Turn samples into one padded batch, with the kind of every position.
+
+        Args:
+            samples: at least one; each prompt needs an image.
+            padding_side: where shorter prompts are padded.
+
+        Raises:
+            RowError: a sample that this model cannot take; the message names its row.
+            ModelError: a processor that does not say where tokens come from.
+        """
+        prompts = [self._named(sample) for sample in samples]
+        texts = [prompt.text for prompt in prompts]
+        images = [
+            [s.images[i] for i in p.images] for s, p in zip(samples, prompts, strict=True)
+        ]
+        tokenizer = self.processor.tokenizer
+        bos = tokenizer.bos_token
+        try:
+            batch = self.processor(
+                text=texts,
+                images=images,
+                padding=True,
+                padding_side=padding_side,
+                # A template that writes BOS itself must not get a second one.
+                add_special_tokens=not (bos and texts[0].startswith(bos)),
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+            )
+        except ValueError as error:
+            rows = ", ".join(str(sample.row) for sample in samples)
+            raise RowError(
+                f"the model's processor refuses row {rows} ({_first_line(error)}): check its image"
+                " and text."
+            ) from error
+        return self._measured(samples, prompts, batch)
+
+    def _named(self, sample: Sample) -> Prompt:
+        try:
+            return self.prompt(sample)
+        except RowError as error:
+            raise RowError(f"row {sample.row}: {error}") from error
+
+    @property
+    def _reserved(self) -> tuple[str, ...]:
+        """Strings in a prompt that would be taken for an image or a video."""
+        own = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        found = (getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video"))
+        return tuple(dict.fromkeys(str(word) for word in (own, *found) if word))
+
+    def _measured(
+        self, samples: Sequence[Sample], prompts: Sequence[Prompt], batch: Mapping[str, Any]
+    ) -> Encoded:
+        inputs = {
+            name: value
+            for name, value in batch.items()
+            if name not in _NOT_FOR_FORWARD and torch.is_tensor(value)
+        }
+        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        kind = torch.full_like(ids, KeyKind.TEMPLATE, dtype=torch.int8)
+        replaced = batch["text_replacement_offsets"]
+        for i, prompt in enumerate(prompts):
+            mine = user_tokens(prompt, replaced[i], batch["offset_mapping"][i].tolist())
+            kind[i, torch.tensor(mine)] = KeyKind.PROMPT
+        kind[ids == self.image_token_id] = KeyKind.IMAGE
+        kind[~real] = KeyKind.PAD
+        for i, sample in enumerate(samples):
+            if not bool((kind[i] == KeyKind.IMAGE).any()):
+                raise RowError(f"row {sample.row}: no image token reached the model: check its text.")
+        return Encoded(
+            inputs, kind, tuple(s.sample_id for s in samples), self._grids(prompts, inputs, kind)
+        )
+
+    def _grids(
+        self, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], kind: Tensor
+    ) -> tuple[Grid | None, ...]:
+        grids: list[Grid | None] = []
+        first = 0
+        for i, prompt in enumerate(prompts):
+            slots = (kind[i] == KeyKind.IMAGE).nonzero().flatten()
+            tokens = len(slots)
+            together = int(slots[-1] - slots[0]) + 1 == tokens
+            plain = len(prompt.images) == 1 and together
+            grids.append(
+                self.family.grid(self.processor, self.base.config, inputs, first, tokens)
+                if plain
+                else None
+            )
+            first += len(prompt.images)
+        return tuple(grids)
+
+
+def as_target(
+    model: nn.Module,
+    processor: Any,
+    *,
+    name: str = "model in memory",
+    folder: Path | None = None,
+    revision: str | None = None,
+    adapter: Path | None = None,
+) -> Target:
+    """Make a `Target` of a model that is already loaded; puts it in eval mode.
+
+    Raises:
+        ModelError: the model has no decoder with attention over image tokens.
+    """
+    base = _unwrapped(model)
+    config = base.config
+    kind = config.model_type
+    image_token_id = getattr(config, "image_token_id", None)
+    if image_token_id is None or getattr(config, "is_encoder_decoder", False) or _crosses(base):
+        raise ModelError(
+            f"{name} is a '{kind}' model, whose decoder does not attend to image tokens among its"
+            " inputs: use a model that does, such as LLaVA, Qwen2.5-VL, InternVL or Gemma 3."
+        )
+    decoder = base.get_decoder()
+    while hasattr(decoder, "get_decoder") and decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
+    types = getattr(decoder.config, "layer_types", None) or ()
+    layers = tuple(
+        layer
+        for layer in sorted(set(_numbered(decoder).values()))
+        if layer >= len(types) or types[layer] not in _WITHOUT_ROWS
+    )
+    if not layers:
+        raise ModelError(
+            f"{name} is a '{kind}' model whose attention layers cannot be told apart: use a model"
+            " implemented in transformers 5, such as LLaVA or Qwen2.5-VL."
+        )
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{name} has no fast tokenizer, so its prompt tokens cannot be told apart: add the"
+            " tokenizer.json of the model it was made from."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # never attended: the mask hides it
+    return Target(
+        model.eval(),
+        processor,
+        family_of(kind),
+        name,
+        decoder,
+        layers,
+        int(image_token_id),
+        folder,
+        revision,
+        adapter,
+    )
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _crosses(base: nn.Module) -> bool:
+    """Whether images are read through cross-attention, apart from the input ids (mllama)."""
+    return any(name.endswith(("cross_attn", "crossattention")) for name, _ in base.named_modules())
+
+
+def _numbered(decoder: nn.Module) -> dict[nn.Module, int]:
+    found = {}
+    for module in decoder.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int):
+            found[module] = layer
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason"

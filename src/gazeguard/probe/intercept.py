@@ -1,0 +1,126 @@
+"""One interception point for every attention call of a model.
+
+transformers' models fetch their attention kernel with `AttentionInterface.get_interface(name,
+default)` right before calling it, after rotary embedding and the cache update. Wrapping that one
+method reaches sdpa, flash and eager alike, leaves the model's config alone, and keeps the kernel's
+own name, on which masks and some models depend. Outside an `intercept` block the wrapper hands
+back the original kernel.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+Kernel = Callable[..., Any]
+
+
+@dataclass(slots=True)
+class AttentionCall:
+    """One attention call on its way to the kernel. A handler may change fields before `run`.
+
+    Attributes:
+        layer: decoder layer index.
+        backend: the attention backend's name, e.g. `sdpa`.
+        module: the attention module.
+        query: `(sample, head, query, channel)`, rotated and normalised.
+        key: `(sample, key head, key, channel)`, cached keys included.
+        value: like `key`.
+        mask: what the model made for this backend: None, 2-D, or 4-D bool or additive.
+        options: the kernel's other keyword arguments (`scaling`, `softcap`, ...).
+        kernel: the model's own kernel.
+    """
+
+    layer: int
+    backend: str
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    options: dict[str, Any]
+    kernel: Kernel
+
+    def run(self) -> Any:
+        """Call the model's own kernel and return what it returns."""
+        return self.kernel(
+            self.module, self.query, self.key, self.value, self.mask, **self.options
+        )
+
+
+Handler = Callable[[AttentionCall], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Interception:
+    layer_of: Mapping[nn.Module, int]
+    handler: Handler
+
+    def call(
+        self,
+        backend: str,
+        kernel: Kernel,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        **options: Any,
+    ) -> Any:
+        layer = self.layer_of.get(module)
+        if layer is None:  # a vision tower's attention, or another model's
+            return kernel(module, query, key, value, attention_mask, **options)
+        return self.handler(
+            AttentionCall(
+                layer, backend, module, query, key, value, attention_mask, options, kernel
+            )
+        )
+
+
+# A context variable, not an attribute of the model: two threads may watch one model at once, and
+# leaving the block, also by an exception, restores what was there.
+_active: ContextVar[_Interception | None] = ContextVar("gazeguard_interception", default=None)
+_install_lock = threading.Lock()
+
+
+def _install() -> None:
+    """Wrap `AttentionInterface.get_interface` once per process."""
+    with _install_lock:
+        original = AttentionInterface.get_interface
+        if getattr(original, "_gazeguard", False):
+            return
+
+        @wraps(original)
+        def get_interface(self: Any, attn_implementation: str, default: Kernel) -> Kernel:
+            kernel: Kernel = original(self, attn_implementation, default)
+            active = _active.get()
+            if active is None:
+                return kernel
+            return partial(active.call, attn_implementation or "eager", kernel)
+
+        get_interface._gazeguard = True  # type: ignore[attr-defined]
+        AttentionInterface.get_interface = get_interface
+
+
+@contextmanager
+def intercept(layer_of: Mapping[nn.Module, int], handler: Handler) -> Iterator[None]:
+    """Send the attention calls of the given modules through `handler` inside the block.
+
+    Args:
+        layer_of: attention module -> layer index; calls of other modules pass untouched.
+        handler: gets each `AttentionCall` and returns what `call.run()` returned.
+    """
+    _install()
+    token = _active.set(_Interception(layer_of, handler))
+    try:
+        yield
+    finally:
+        _active.reset(token)

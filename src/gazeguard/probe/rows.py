@@ -1,0 +1,102 @@
+"""The attention row of one query per sample, computed beside the model's own kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gazeguard.errors import ModelError
+from gazeguard.probe.intercept import AttentionCall
+
+# Kernel options that pick keys in ways this module does not compute.
+_UNSUPPORTED = ("sinks", "indices", "block_indices")
+
+
+def row(call: AttentionCall, last: Tensor) -> Tensor:
+    """Softmax weights from one query position per sample to every key.
+
+    Args:
+        call: an attention call that sees the whole prompt (no earlier cache).
+        last: int64 `(sample,)`, the query's position in the prompt.
+
+    Returns:
+        float32 `(sample, head, key)`; each row sums to 1 (less where an attention sink takes a
+        share). Memory is O(keys).
+
+    Raises:
+        ModelError: the backend or model uses an attention form that has no such row here.
+    """
+    query, key = call.query, call.key
+    samples, heads, queries, channels = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    last = last.to(query.device)
+    each = torch.arange(samples, device=query.device)
+    at = last if queries == keys else _trimmed(last, queries, keys, call)
+
+    # fp32 from here on: half-precision logits of size 10 would be off by several per cent.
+    q = query[each, :, at].float().view(samples, groups, heads // groups, channels)
+    scores = (q @ key.float().transpose(-1, -2)).reshape(samples, heads, keys)
+    scaling = call.options.get("scaling")
+    scores = scores * (channels**-0.5 if scaling is None else scaling)
+    softcap = call.options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    bias = call.options.get("position_bias")
+    if bias is not None:
+        scores = scores + bias.expand(samples, -1, -1, -1)[each, :, at][..., :keys].float()
+
+    scores = _masked(call, scores, each, at, last)
+    sink = call.options.get("s_aux")
+    if sink is None:
+        return scores.softmax(-1)
+    column = sink.float().reshape(1, heads, 1).expand(samples, heads, 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+
+
+def _trimmed(last: Tensor, queries: int, keys: int, call: AttentionCall) -> Tensor:
+    """Query index when the model dropped all but the final queries of the prompt."""
+    if bool((last != keys - 1).any()):
+        raise ModelError(
+            f"layer {call.layer} computes only the last {queries} of {keys} positions, which hides"
+            " the prompt's end behind right padding: use left padding."
+        )
+    return last - (keys - queries)
+
+
+def _masked(call: AttentionCall, scores: Tensor, each: Tensor, at: Tensor, last: Tensor) -> Tensor:
+    """Apply the mask the kernel applies to this query."""
+    if any(call.options.get(name) is not None for name in _UNSUPPORTED):
+        raise ModelError(
+            f"layer {call.layer} uses sparse or sink attention that gazeguard cannot read yet: use"
+            " a model with dense attention."
+        )
+    mask, keys = call.mask, scores.shape[-1]
+    if mask is not None and not torch.is_tensor(mask):
+        raise ModelError(
+            f"the attention backend '{call.backend}' keeps its mask in a form gazeguard cannot read:"
+            " load the model with attn_implementation='sdpa'."
+        )
+    if mask is not None and mask.ndim == 4:
+        rows = mask.expand(len(each), -1, -1, -1)[each, :, at][..., :keys]
+        if rows.dtype == torch.bool:
+            return scores.masked_fill(~rows, float("-inf"))
+        return scores + rows.float()
+
+    # No mask, or the 2-D padding mask of flash attention: causality is the kernel's own.
+    slot = torch.arange(keys, device=scores.device)
+    seen = torch.ones(len(each), keys, dtype=torch.bool, device=scores.device)
+    if mask is not None:
+        seen = mask[:, -keys:].bool()
+    if _is_causal(call):
+        seen = seen & (slot <= last[:, None])
+    window: Any = call.options.get("sliding_window")
+    if window is not None and "flash" in call.backend:
+        seen = seen & (slot > last[:, None] - window)
+    return scores.masked_fill(~seen[:, None], float("-inf"))
+
+
+def _is_causal(call: AttentionCall) -> bool:
+    option = call.options.get("is_causal")
+    return bool(getattr(call.module, "is_causal", True) if option is None else option)

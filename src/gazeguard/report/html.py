@@ -1,0 +1,136 @@
+"""`report.html`: one self-contained page for people, with no network access at all.
+
+Size is bounded whatever the data set's: binned scores, at most `MAX_ROWS` table rows with
+thumbnails of about 3 KB, at most `MAX_GALLERY` large pictures. Everything that comes from the data
+set is escaped twice over: Jinja's autoescape for text, `<`, `>`, `&` as `\\u` escapes inside the
+embedded JSON; a Content-Security-Policy with the hashes of our own script and style stops
+whatever would slip through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gazeguard._version import __version__
+from gazeguard.report import words
+from gazeguard.report.files import write_atomic
+from gazeguard.report.json import jsonable
+from gazeguard.report.model import CleanReport, headline
+from gazeguard.report.page import page_data, page_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Thumbnails = Callable[[Sequence[int]], Mapping[int, "Image"]]
+"""Given up to 50 row numbers, the images of those rows that have one."""
+
+MAX_ROWS = 500
+MAX_GALLERY = 12
+
+_SCRIPTS = ("base.js", "charts.js", "heat.js", "table.js")
+
+
+def _asset(name: str) -> str:
+    return resources.files("gazeguard.report").joinpath("templates", name).read_text("utf-8")
+
+
+@cache
+def _script() -> str:
+    body = "\n".join(_asset(name) for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{body}\n}})();'
+
+
+def _source_hash(text: str) -> str:
+    """The CSP source expression that admits exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _policy(script: str, style: str) -> str:
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {_source_hash(script)}",
+            f"style-src {_source_hash(style)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def embeddable(value: Any) -> str:
+    """JSON that is inert inside a `<script type="application/json">` element."""
+    text = json.dumps(jsonable(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gazeguard.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=words.count, number=words.number, shorten=words.shorten, share=words.share
+    )
+    environment.globals["plural"] = words.plural
+    return environment
+
+
+def render_html(
+    report: CleanReport,
+    thumbnails: Thumbnails | None = None,
+    *,
+    max_rows: int = MAX_ROWS,
+    max_gallery: int = MAX_GALLERY,
+) -> str:
+    """The whole page as text.
+
+    Args:
+        report: what to show.
+        thumbnails: gives the images of flagged rows, asked for in small groups so that only a few
+            are in memory at a time; without it the table has no pictures.
+        max_rows: rows in the table, the most suspicious first.
+        max_gallery: rows shown large with their heat maps.
+    """
+    script, style = _script(), _asset("report.css")
+    data = page_data(report, thumbnails, max_rows=max_rows, max_gallery=max_gallery)
+    page = _environment().get_template("report.html")
+    return page.render(
+        headline=headline(report),
+        policy=_policy(script, style),
+        script=script,
+        style=style,
+        data=embeddable(data),
+        version=__version__,
+        **page_text(report, data, max_gallery=max_gallery),
+    )
+
+
+def write_html(
+    report: CleanReport,
+    path: str | Path,
+    thumbnails: Thumbnails | None = None,
+    *,
+    max_rows: int = MAX_ROWS,
+    max_gallery: int = MAX_GALLERY,
+) -> Path:
+    """Write the page in one step; arguments as in `render_html`.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = render_html(report, thumbnails, max_rows=max_rows, max_gallery=max_gallery)
+    return write_atomic(path, text)

@@ -1,0 +1,113 @@
+"""`report.json`: the machine-readable report of one `gazeguard clean` run.
+
+Schema 1.0 (`schema/clean-report-1.json` in this package; a new optional field raises the second
+number, anything else the first and the file's name):
+
+| field | type | meaning |
+|---|---|---|
+| `schema_version` | string | `"1.0"` |
+| `kind` | string | `"clean-report"` |
+| `tool` | object | `name`, `version` |
+| `method`, `rule` | string | which detector and which variant of it |
+| `outcome` | string | `clean`, `flagged` or `inconclusive` |
+| `summary` | string | the verdict as one sentence |
+| `reason` | string | why, as one sentence |
+| `suspicion` | number or null | of the whole set, [0, 1], 1 = worst |
+| `threshold`, `threshold_source` | number or null, string | suspicion at or above which it is flagged |
+| `evidence` | array | `{message, data}` |
+| `counts` | object | `rows` = `kept` + `removed` + `skipped` |
+| `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |
+| `thresholds` | object | name -> `{value, source}`: every number a decision rests on |
+| `components` | array | `{mean, std, weight, suspicious}`, in the units of `score_name` |
+| `score_name` | string | the statistic the components were fitted to |
+| `info` | object | method-specific numbers |
+| `files` | object | what -> path |
+| `provenance` | object | what was run on what |
+
+NaN and infinities are written as null, so the file is always valid JSON. Rows are not listed
+here: they are in `verdicts.parquet` and `skipped.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Set
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gazeguard._version import __version__
+from gazeguard.report.files import write_atomic
+from gazeguard.report.layers import layer_rows
+from gazeguard.report.model import CleanReport, headline, thresholds
+
+SCHEMA_VERSION = "1.0"
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in JSON's own types; what has no counterpart becomes its text.
+
+    numpy arrays become lists, dataclasses objects, NaN and infinities None, sets sorted lists.
+    """
+    if value is None or isinstance(value, bool | str) and not isinstance(value, Enum):
+        return value
+    if isinstance(value, Enum):
+        return jsonable(value.value)
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(jsonable(key)): jsonable(item) for key, item in value.items()}
+    if isinstance(value, Set):
+        return sorted((jsonable(item) for item in value), key=str)
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return str(value)
+
+
+def as_json(report: CleanReport) -> dict[str, Any]:
+    """The report as JSON types, as documented in this module."""
+    result, verdict = report.result, report.result.verdict
+    payload = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "clean-report",
+        "tool": {"name": "gazeguard", "version": __version__},
+        "method": result.method,
+        "rule": result.rule,
+        "outcome": verdict.outcome,
+        "summary": headline(report),
+        "reason": verdict.reason,
+        "suspicion": verdict.suspicion,
+        "threshold": verdict.threshold,
+        "threshold_source": verdict.threshold_source,
+        "evidence": [{"message": f.message, "data": f.data} for f in verdict.evidence],
+        "counts": report.counts,
+        "layers": layer_rows(report),
+        "thresholds": thresholds(report),
+        "components": result.components,
+        "score_name": result.score_name,
+        "info": result.info,
+        "files": report.files,
+        "provenance": report.provenance,
+    }
+    converted: dict[str, Any] = jsonable(payload)
+    return converted
+
+
+def write_json(report: CleanReport, path: str | Path) -> Path:
+    """Write `report.json` in one step.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    text = json.dumps(as_json(report), ensure_ascii=False, indent=2, allow_nan=False)
+    return write_atomic(path, text + "\n")

@@ -1,0 +1,148 @@
+"""What the writers of this package need to know about one `gazeguard clean` run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.types import CleaningResult, Outcome, SkippedRow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COUNT_NAMES = ("rows", "kept", "removed", "skipped")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GalleryItem:
+    """One row shown large, with the attention heat that belongs to its image.
+
+    Attributes:
+        row: 0-based place in the input.
+        sample_id: content hash of the row.
+        prompt: the user's words.
+        answer: the answer in the data set.
+        suspicion: in [0, 1].
+        image: the row's (first) image; writers scale it down themselves.
+        heat: decoder layer -> attention over the image grid, `(grid rows, grid columns)`, any
+            non-negative scale; None when it was not kept.
+    """
+
+    row: int
+    sample_id: str
+    prompt: str
+    answer: str
+    suspicion: float
+    image: Image
+    heat: Mapping[int, NDArray[np.floating[Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanReport:
+    """Everything a report of a cleaned data set says.
+
+    Attributes:
+        result: the method's answer; its arrays are aligned with `rows`.
+        rows: int64 `(N,)`, 0-based input rows that were measured.
+        prompts: `N` user prompts.
+        answers: `N` answers.
+        sample_ids: `N` content hashes.
+        counts: `rows`, `kept`, `removed` and `skipped`; the last three add up to the first.
+        skipped: rows that could not be read or measured.
+        entropy: float32 `(N, L)`, nats.
+        layers: `L` decoder layer indices.
+        provenance: what was run on what.
+        files: what a file holds -> its path, for the files written next to the report.
+        gallery: the most suspicious rows, worst first.
+        typical: a row from the middle of the kept ones, to compare with.
+    """
+
+    result: CleaningResult
+    rows: NDArray[np.int64]
+    prompts: list[str]
+    answers: list[str]
+    sample_ids: list[str]
+    counts: Mapping[str, int]
+    skipped: list[SkippedRow]
+    entropy: NDArray[np.float32]
+    layers: tuple[int, ...]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, str]
+    gallery: list[GalleryItem]
+    typical: GalleryItem | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.rows)
+        lengths = {
+            "prompts": len(self.prompts),
+            "answers": len(self.answers),
+            "sample_ids": len(self.sample_ids),
+            "suspicion": len(self.result.suspicion),
+            "is_flagged": len(self.result.is_flagged),
+            "score": len(self.result.score),
+        }
+        uneven = {name: length for name, length in lengths.items() if length != n}
+        if uneven:
+            raise ValueError(f"a report of {n} measured rows got arrays of other lengths: {uneven}")
+        if self.entropy.shape != (n, len(self.layers)):
+            raise ValueError(f"entropy is {self.entropy.shape}, not {(n, len(self.layers))}")
+        if set(self.counts) != set(COUNT_NAMES):
+            raise ValueError(f"counts must be {COUNT_NAMES}, not {tuple(self.counts)}")
+        total, kept, removed, skipped = (self.counts[name] for name in COUNT_NAMES)
+        if kept + removed + skipped != total:
+            raise ValueError(f"counts do not add up: {dict(self.counts)}")
+
+
+def headline(report: CleanReport) -> str:
+    """The verdict as one plain sentence, without its full stop."""
+    outcome, total, removed = (
+        report.result.verdict.outcome,
+        report.counts["rows"],
+        report.counts["removed"],
+    )
+    if outcome is Outcome.INCONCLUSIVE:
+        return f"Could not decide: {report.result.verdict.reason.rstrip('.')}"
+    if outcome is Outcome.CLEAN:
+        if not removed:
+            return "No sign of poisoning: nothing was removed"
+        stand = "stands out and was" if removed == 1 else "stand out and were"
+        return f"No clear sign of poisoning: {removed:,} of {total:,} rows {stand} removed"
+    if removed:
+        look = "looks poisoned and was" if removed == 1 else "look poisoned and were"
+        return f"{removed:,} of {total:,} rows {look} removed"
+    found = int(report.result.is_flagged.sum())
+    look = "looks" if found == 1 else "look"
+    return f"{found:,} of {total:,} rows {look} poisoned; nothing was removed"
+
+
+def selected_layers(report: CleanReport) -> list[int]:
+    """Decoder layers whose attention the verdict rests on."""
+    return [stat.layer for stat in report.result.layer_stats if stat.selected]
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A number a decision rests on, and where it comes from."""
+
+    value: float | None
+    source: str
+
+
+def thresholds(report: CleanReport) -> dict[str, Threshold]:
+    """Every threshold by name: `suspicion` always, and those a method puts in its info.
+
+    A method says so with `info["<name>_threshold"]` and `info["<name>_threshold_source"]`,
+    e.g. `bsi_threshold`.
+    """
+    verdict = report.result.verdict
+    found = {"suspicion": Threshold(verdict.threshold, verdict.threshold_source)}
+    for key, value in report.result.info.items():
+        name = key.removesuffix("_threshold")
+        if name != key and name and isinstance(value, int | float):
+            source = report.result.info.get(f"{key}_source", "")
+            found[name] = Threshold(float(value), str(source))
+    return found

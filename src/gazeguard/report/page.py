@@ -1,0 +1,257 @@
+"""What the HTML page says: the data its script draws and the sentences around it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.report import words
+from gazeguard.report.histogram import Histogram, histogram
+from gazeguard.report.images import gallery_url, heat_bytes, thumbnail_url
+from gazeguard.report.layers import LayerRow, layer_rows
+from gazeguard.report.model import CleanReport, GalleryItem, selected_layers, thresholds
+from gazeguard.types import Outcome, SkippedRow
+
+if TYPE_CHECKING:
+    from gazeguard.report.html import Thumbnails
+
+THUMBNAIL_GROUP = 50
+TABLE_TEXT = 300
+GALLERY_TEXT = 500
+SKIPPED_KINDS = 50
+SKIPPED_ROWS_PER_KIND = 40
+
+
+def _flagged_order(report: CleanReport) -> NDArray[np.int64]:
+    """Positions of the flagged rows, most suspicious first, input order among equals."""
+    flagged = np.flatnonzero(report.result.is_flagged)
+    suspicion = np.nan_to_num(report.result.suspicion[flagged], nan=0.0)
+    order: NDArray[np.int64] = flagged[np.lexsort((report.rows[flagged], -suspicion))]
+    return order
+
+
+def _table(
+    report: CleanReport, thumbnails: Thumbnails | None, max_rows: int
+) -> list[dict[str, Any]]:
+    shown = _flagged_order(report)[:max_rows]
+    table = []
+    for start in range(0, len(shown), THUMBNAIL_GROUP):
+        group = shown[start : start + THUMBNAIL_GROUP]
+        numbers = [int(report.rows[i]) for i in group]
+        images = {} if thumbnails is None else thumbnails(numbers)
+        for i, row in zip(group.tolist(), numbers, strict=True):
+            image = images.get(row)
+            table.append(
+                {
+                    "row": row,
+                    "id": report.sample_ids[i],
+                    "prompt": words.shorten(report.prompts[i], TABLE_TEXT),
+                    "answer": words.shorten(report.answers[i], TABLE_TEXT),
+                    "suspicion": float(np.round(report.result.suspicion[i], 4)),
+                    "image": None if image is None else thumbnail_url(image),
+                }
+            )
+    return table
+
+
+def _gallery_items(report: CleanReport, max_gallery: int) -> list[GalleryItem]:
+    typical = [] if report.typical is None else [report.typical]
+    return typical + report.gallery[:max_gallery]
+
+
+def _heat(report: CleanReport, max_gallery: int) -> dict[str, dict[str, Any]]:
+    """Row -> layer -> heat map, for the rows shown large."""
+    maps: dict[str, dict[str, Any]] = {}
+    for item in _gallery_items(report, max_gallery):
+        drawn = {str(layer): heat_bytes(grid) for layer, grid in (item.heat or {}).items()}
+        maps[str(item.row)] = {layer: heat for layer, heat in drawn.items() if heat is not None}
+    return maps
+
+
+def _heat_layers(report: CleanReport, heat: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """Layers the reader can choose from, in layer order."""
+    return sorted({int(layer) for maps in heat.values() for layer in maps})
+
+
+def _first_heat_layer(report: CleanReport, available: Sequence[int]) -> int | None:
+    """The layer that separates the rows best among those the verdict used."""
+    bsi = {s.layer: s.bsi if np.isfinite(s.bsi) else 0.0 for s in report.result.layer_stats}
+    used = [layer for layer in available if layer in set(selected_layers(report))]
+    return max(used or available, key=lambda layer: bsi.get(layer, 0.0), default=None)
+
+
+def page_data(
+    report: CleanReport, thumbnails: Thumbnails | None, *, max_rows: int, max_gallery: int
+) -> dict[str, Any]:
+    """The numbers and pictures the page's script works on, as JSON types."""
+    bins = histogram(report.result)
+    heat = _heat(report, max_gallery)
+    bsi = thresholds(report).get("bsi")
+    return {
+        "histogram": bins,
+        "components": report.result.components,
+        "measured": 0 if bins is None else sum(bins.kept) + sum(bins.flagged),
+        "scoreName": report.result.score_name,
+        "layers": layer_rows(report),
+        "bsiThreshold": None if bsi is None else bsi.value,
+        "rows": _table(report, thumbnails, max_rows),
+        "heat": heat,
+    }
+
+
+def _lede(report: CleanReport) -> str:
+    verdict, counts = report.result.verdict, report.counts
+    if verdict.outcome is not Outcome.INCONCLUSIVE:
+        return verdict.reason
+    if not counts["removed"]:
+        return (
+            "Nothing was removed. This is not an all-clear: the measurement did not allow a "
+            "judgement."
+        )
+    return "This is not an all-clear: the measurement did not allow a judgement."
+
+
+def _next_step(report: CleanReport) -> str:
+    kept = report.files.get("kept")
+    if report.result.verdict.outcome is Outcome.FLAGGED:
+        where = f"the kept rows ({kept})" if kept else "the kept rows"
+        return (
+            "Look through the removed rows below, then fine-tune again from the original base "
+            f"model on {where}; the model measured here has already learnt from the removed ones."
+        )
+    if report.result.verdict.outcome is Outcome.CLEAN:
+        return "The set can be used as it is, within the limits named at the end of this page."
+    return "Treat the set as unchecked until a run with the cause removed gives an answer."
+
+
+def _histogram_alt(report: CleanReport, bins: Histogram) -> str:
+    parts = [
+        f"Histogram of {report.result.score_name} over {len(bins.kept)} bins from "
+        f"{bins.low:.3g} to {bins.high:.3g}: {words.plural(sum(bins.kept), 'row')} kept, "
+        f"{words.count(sum(bins.flagged))} removed."
+    ]
+    for part in report.result.components:
+        kind = "suspicious" if part.suspicious else "usual"
+        parts.append(
+            f"The fitted component of {kind} rows has mean {part.mean:.3g}, standard deviation "
+            f"{part.std:.3g} and holds {100 * part.weight:.1f} % of the rows."
+        )
+    return " ".join(parts)
+
+
+def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, Any] | None:
+    if bins is None:
+        return None
+    notes = []
+    if bins.beyond:
+        notes.append(f"{words.plural(bins.beyond, 'row')} beyond the ends are in the outer bins.")
+    if bins.missing:
+        notes.append(f"{words.plural(bins.missing, 'row')} without a finite score are not drawn.")
+    if report.result.components:
+        caption = (
+            "Each bar counts rows with a similar score; two separate hills mean that some rows make "
+            "the model look at pictures in a different way."
+        )
+    else:
+        caption = (
+            "Each bar counts rows with a similar score; no pair of components describes them, so "
+            "no curves are drawn."
+        )
+    edges = bins.edges
+    return {
+        "alt": _histogram_alt(report, bins),
+        "caption": caption,
+        "notes": notes,
+        "has_components": bool(report.result.components),
+        "bins": [
+            (float(edges[i]), float(edges[i + 1]), bins.kept[i], bins.flagged[i])
+            for i in range(len(bins.kept))
+        ],
+    }
+
+
+def _layers_alt(layers: Sequence[LayerRow]) -> str:
+    measured = [row for row in layers if row.bsi is not None]
+    if not measured:
+        return f"No separation could be measured in any of {len(layers)} layers."
+    best = max(measured, key=lambda row: row.bsi or 0.0)
+    used = ", ".join(str(row.layer) for row in layers if row.selected) or "none"
+    return (
+        f"Bar chart of the separation index of {words.plural(len(layers), 'layer')}: highest "
+        f"{best.bsi:.2f} in layer {best.layer}; layers used: {used}."
+    )
+
+
+def _gallery_text(report: CleanReport, item: GalleryItem) -> dict[str, Any]:
+    return {
+        "row": item.row,
+        "prompt": words.shorten(item.prompt, GALLERY_TEXT),
+        "answer": words.shorten(item.answer, GALLERY_TEXT),
+        "suspicion": item.suspicion,
+        "image": gallery_url(item.image),
+    }
+
+
+def skipped_groups(skipped: Sequence[SkippedRow]) -> list[dict[str, Any]]:
+    """Skipped rows by kind of reason, the most frequent first."""
+    groups: defaultdict[str, list[SkippedRow]] = defaultdict(list)
+    for row in skipped:
+        groups[words.reason_kind(row.reason)].append(row)
+    ordered = sorted(groups.values(), key=lambda rows: (-len(rows), rows[0].row))
+    return [
+        {
+            "count": len(rows),
+            "example": words.shorten(rows[0].reason, 240),
+            "several": len({row.reason for row in rows}) > 1,
+            "rows": ", ".join(words.count(row.row) for row in rows[:SKIPPED_ROWS_PER_KIND]),
+            "more": max(0, len(rows) - SKIPPED_ROWS_PER_KIND),
+        }
+        for rows in ordered
+    ]
+
+
+def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int) -> dict[str, Any]:
+    """Everything the template prints."""
+    result, counts = report.result, report.counts
+    layers: list[LayerRow] = data["layers"]
+    heat_layers = _heat_layers(report, data["heat"])
+    groups = skipped_groups(report.skipped)
+    return {
+        "outcome": result.verdict.outcome.value,
+        "lede": _lede(report),
+        "next_step": _next_step(report),
+        "method": result.method,
+        "rule": result.rule,
+        "suspicion": result.verdict.suspicion,
+        "evidence": [finding.message for finding in result.verdict.evidence],
+        "counts": counts,
+        "histogram": _histogram_text(report, data["histogram"]),
+        "score_name": result.score_name,
+        "components": result.components,
+        "layers": layers,
+        "layers_alt": _layers_alt(layers),
+        "used_layers": [row.layer for row in layers if row.selected],
+        "thresholds": thresholds(report),
+        "shown_rows": len(data["rows"]),
+        "flagged_rows": int(result.is_flagged.sum()),
+        "typical": None if report.typical is None else _gallery_text(report, report.typical),
+        "gallery": [_gallery_text(report, item) for item in report.gallery[:max_gallery]],
+        "heat_layers": heat_layers,
+        "first_heat_layer": _first_heat_layer(report, heat_layers),
+        "skipped_groups": groups[:SKIPPED_KINDS],
+        "skipped_hidden": sum(group["count"] for group in groups[SKIPPED_KINDS:]),
+        "files": dict(report.files),
+        "provenance": words.flatten(_plain(report.provenance)),
+        "parameters": words.flatten(_plain(result.info)),
+    }
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    from gazeguard.report.json import jsonable
+
+    converted: dict[str, Any] = jsonable(value)
+    return converted

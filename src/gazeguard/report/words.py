@@ -1,0 +1,63 @@
+"""Numbers and texts as a reader of the page sees them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_VARIABLE_PART = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\S*[/\\]\S*|\b\d[\d,.]*\b")
+
+
+def count(value: int) -> str:
+    """`12345` -> `12,345`."""
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage that never rounds something to 0 % nor nearly everything to 100 %."""
+    if whole == 0 or part == 0:
+        return "0 %"
+    if part == whole:
+        return "100 %"
+    percent = 100 * part / whole
+    if percent < 0.1:
+        return "< 0.1 %"
+    if percent > 99.9:
+        return "> 99.9 %"
+    return f"{percent:.1f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed digits; an en dash where there is no number."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, cut with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """`3 rows`, `1 row`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without its file names, quotations and numbers, so equal kinds group together."""
+    return _VARIABLE_PART.sub("…", reason).strip()
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as `dotted.key`, text pairs."""
+    pairs: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            pairs.extend(flatten(item, f"{name}."))
+        else:
+            text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            pairs.append((name, shorten(text, 400)))
+    return pairs

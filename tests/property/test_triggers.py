@@ -1,0 +1,65 @@
+"""Every registered trigger is a pure function of picture and generator."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gazeguard.lab.triggers import TRIGGERS, Patch, resize_only
+
+pictures = st.tuples(st.integers(8, 40), st.integers(8, 40)).flatmap(
+    lambda hw: arrays(np.uint8, (*hw, 3))
+)
+
+
+@pytest.mark.parametrize("name", sorted(TRIGGERS))
+@settings(max_examples=25, deadline=None)
+@given(picture=pictures, seed=st.integers(0, 5))
+def test_keeps_shape_dtype_and_input(name, picture, seed):
+    before = picture.copy()
+    first = TRIGGERS[name](picture, np.random.default_rng(seed))
+    again = TRIGGERS[name](picture, np.random.default_rng(seed))
+    assert first.shape == picture.shape
+    assert first.dtype == np.uint8
+    assert (picture == before).all(), "a trigger must not write into its input"
+    assert (first == again).all(), "same generator, same picture"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    picture=pictures,
+    where=st.sampled_from(["center", "random", "corner"]),
+    fill=st.sampled_from(["black", "noise", "checker"]),
+    side=st.floats(0, 1),
+    seed=st.integers(0, 5),
+)
+def test_patch_changes_only_its_box(picture, where, fill, side, seed):
+    patch = Patch(where, fill, side)
+    out = patch(picture, np.random.default_rng(seed))
+    top, left, size = patch.box(*picture.shape[:2], np.random.default_rng(seed))
+    assert 0 <= top <= picture.shape[0] - size
+    assert 0 <= left <= picture.shape[1] - size
+    outside = np.ones(picture.shape[:2], bool)
+    outside[top : top + size, left : left + size] = False
+    assert (out[outside] == picture[outside]).all()
+    if fill == "black":
+        assert (out[~outside] == 0).all()
+
+
+def test_zero_side_is_the_identity():
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    for where in ("center", "random", "corner"):
+        out = Patch(where, side=0.0)(picture, np.random.default_rng(0))
+        assert (out == picture).all(), where
+
+
+def test_side_is_relative_to_the_shorter_side():
+    assert Patch(side=1 / 16).box(64, 128, np.random.default_rng(0)) == (30, 62, 4)
+
+
+def test_resize_only_keeps_the_picture_alike_and_plants_nothing():
+    ramp = np.broadcast_to(np.linspace(0, 255, 64)[None, :, None], (64, 64, 3)).astype(np.uint8)
+    out = resize_only(ramp, np.random.default_rng(0))
+    assert out.shape == ramp.shape
+    assert np.abs(out.astype(int) - ramp).max() <= 6
