@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import io
 import json
 import os
@@ -375,10 +376,23 @@ def test_image_folder_is_safe_from_its_own_metadata(tmp_path: Path) -> None:
     assert (written / "metadata.jsonl").stat().st_nlink == 1
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
-    dataset: Dataset, tmp_path: Path
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_result(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
+    written = dataset.write([0, 1], tmp_path / "out/kept")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UsageError, match="No space left on device.*make room"):
+            dataset.write([2], tmp_path / "out/kept")
+    assert open_dataset(written, images=tmp_path / "in").count() == 2
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [written.name], "a file is left over"
+
+
+def test_an_unusable_output_folder_is_one_sentence(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="could not be written"):
-        dataset.write([0], blocked / "kept")
+        dataset.write([0], tmp_path / "file/kept")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,31 +15,35 @@ from gazeguard.errors import DataError, RowError
 from gazeguard.probe.attention import attend
 from gazeguard.probe.store import BlockStore
 from gazeguard.signals.entropy import visual_entropy, visual_mass
-from gazeguard.types import AttentionRows, KeyKind, Profile, Sample, SkippedRow
+from gazeguard.types import KeyKind, Profile, Sample, SkippedRow
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gazeguard.data.read import Dataset
-    from gazeguard.models.load import Target
+    from gazeguard.data.dataset import Dataset
+    from gazeguard.models.target import Target
 
 log = logging.getLogger(__name__)
 
-# The one list of what is measured and stored per row and layer; each maps to `(sample, layer)`.
-SIGNALS: dict[str, Callable[[AttentionRows], Tensor]] = {
+Record = dict[str, Any]
+
+# The one list of what is measured and stored per row and layer: functions of weights
+# `(sample, layer, head, key)` and key kinds `(sample, key)` that give `(sample, layer)`.
+SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entropy": visual_entropy,
     "visual_mass": visual_mass,
 }
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
 NO_MEMORY = "not enough memory to measure this row, even alone"
+# Reasons that lie with the model or machine: the row itself can be read.
+NOT_THE_ROWS_FAULT = (NOT_FINITE, NO_MEMORY)
 
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("sample_id", pa.string()),
         ("reason", pa.string()),  # why the row was skipped; null when it was measured
-        ("readable", pa.bool_()),  # False when the row could not even be read
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("image_tokens", pa.int64()),
@@ -48,10 +52,8 @@ SCHEMA = pa.schema(
 )
 
 
-class Progress(Protocol):
-    """Called with the rows done so far; the first call says how many were there already."""
-
-    def __call__(self, done: int, total: int) -> None: ...
+Progress = Callable[[int, int], None]
+"""Called with the rows done and the rows in all; first with those that were there already."""
 
 
 def measure(
@@ -79,8 +81,8 @@ def measure(
     done = total - sum(stop - start for start, stop in missing)
     if progress:
         progress(done, total)
-    wanted = set(chain.from_iterable(range(*span) for span in missing))
-    rows = iter(dataset.rows(wanted)) if missing else iter(())
+    wanted = frozenset(chain.from_iterable(range(*span) for span in missing))
+    rows = iter(dataset.rows(wanted.__contains__)) if missing else iter(())
     for start, stop in missing:
         records = []
         for record in _measure_block(target, islice(rows, stop - start), batch_size):
@@ -122,7 +124,7 @@ def profile_of(table: pa.Table, layers: tuple[int, ...]) -> Profile:
 
 def _measure_block(
     target: Target, rows: Iterable[Sample | SkippedRow], batch_size: int
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Record]:
     """One record per row; the order is that of measuring.
 
     What one block finds out (here: the batch size that fits into memory) never reaches another,
@@ -132,13 +134,11 @@ def _measure_block(
     waiting: list[Sample] = []
     stream = iter(rows)
     while True:
-        for item in stream:
+        while len(waiting) < limit and (item := next(stream, None)) is not None:
             if isinstance(item, SkippedRow):
-                yield _skipped(item.row, item.sample_id, item.reason, readable=False)
-                continue
-            waiting.append(item)
-            if len(waiting) >= limit:
-                break
+                yield _skipped(item.row, item.sample_id, item.reason)
+            else:
+                waiting.append(item)
         if not waiting:
             return
         batch = waiting[:limit]
@@ -161,27 +161,18 @@ def _measure_block(
         waiting = waiting[len(batch) :]
 
 
-def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[dict[str, object]]:
+def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[Record]:
     try:
         encoded = target.encode(samples)
     except RowError as error:
         if len(samples) == 1:
-            row = samples[0]
-            return [_skipped(row.row, row.sample_id, str(error), readable=False)]
-        good, records = [], []
-        for sample in samples:
-            try:
-                target.encode([sample])
-                good.append(sample)
-            except RowError as row_error:
-                reason = str(row_error)
-                records.append(_skipped(sample.row, sample.sample_id, reason, readable=False))
-        if len(good) == len(samples):
-            raise  # the rows are fine one by one: not a matter of one row, so not ours to hide
-        return records + (_measure_batch(target, good) if good else [])
-    rows = attend(target, encoded, "all", True)
+            return [_skipped(samples[0].row, samples[0].sample_id, str(error))]
+        return [record for sample in samples for record in _measure_batch(target, [sample])]
+    rows = attend(target, encoded)
     tokens = (rows.key_kind == KeyKind.IMAGE).sum(-1).tolist()
-    values = {name: signal(rows).float().cpu() for name, signal in SIGNALS.items()}
+    values = {
+        name: signal(rows.weights, rows.key_kind).float().cpu() for name, signal in SIGNALS.items()
+    }
     finite = rows.finite.cpu()
     for signal in values.values():
         finite = finite & signal.isfinite().all(-1)
@@ -190,7 +181,6 @@ def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[dict[str, 
         {
             "row": sample.row,
             "sample_id": sample.sample_id,
-            "readable": True,
             "prompt": _utf8(sample.prompt),
             "answer": _utf8(sample.answer),
             "image_tokens": tokens[i],
@@ -202,10 +192,8 @@ def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[dict[str, 
     ]
 
 
-def _skipped(
-    row: int, sample_id: str | None, reason: str, *, readable: bool = True
-) -> dict[str, object]:
-    return {"row": row, "sample_id": sample_id, "reason": _utf8(reason), "readable": readable}
+def _skipped(row: int, sample_id: str | None, reason: str) -> Record:
+    return {"row": row, "sample_id": sample_id, "reason": _utf8(reason)}
 
 
 def _utf8(text: str) -> str:

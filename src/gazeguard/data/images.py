@@ -56,6 +56,9 @@ class ImageRoot:
     folder: Path
     limits: ImageLimits
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.resolve())  # once, not for every image
+
     def locate(self, reference: str) -> Path:
         """Return the real path that a reference names, whether or not the file exists.
 
@@ -73,12 +76,11 @@ class ImageRoot:
             if url.netloc not in ("", "localhost"):
                 raise RowError(f"image is on another machine: {shorten(name)}")
             name = unquote(url.path)
-        root = self.folder.resolve()
         try:
-            real = (root / name).resolve()
+            real = (self.folder / name).resolve()
         except (OSError, ValueError, RuntimeError):  # NUL or surrogate, too long, link loop
             raise RowError(f"image path cannot be used: {shorten(reference)}") from None
-        if not real.is_relative_to(root):
+        if not real.is_relative_to(self.folder):
             raise RowError(f"image path leaves the image folder: {shorten(reference)}")
         return real
 

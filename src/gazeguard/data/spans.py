@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gazeguard.errors import DataError
 
 _PIECE = 1 << 20
+_MAPPED = 16 << 20  # bytes of a mapped file that may count as this process's memory
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb"[^\s,\[\]{}\"]++")
@@ -146,12 +147,16 @@ class _ListScanner:
     def items(self) -> Iterator[tuple[int, int]]:
         position = self._space(len(_BOM) if self._text[:3] == _BOM else 0) + 1  # behind the [
         position = self._space(position)
+        seen = 0  # everything before has been let go
         if self._text[position : position + 1] == b"]":
             position += 1
         else:
             while True:
                 stop = self._value(position)
                 yield position, stop
+                if stop - seen > _MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+                    self._text.madvise(mmap.MADV_DONTNEED, 0, stop)
+                    seen = stop
                 position = self._space(stop)
                 mark = self._text[position : position + 1]
                 if mark == b"]":

@@ -66,7 +66,8 @@ class ParquetPart(TablePart):
             self.count = file.metadata.num_rows
 
     def _open(self) -> Any:
-        return pq.ParquetFile(self.path, buffer_size=1 << 20)
+        # Page by page: pre-buffering would hold a whole row group, images and all.
+        return pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
 
     def batches(
         self, columns: list[str] | None, any_wanted: Callable[[range], bool]
@@ -85,7 +86,10 @@ class ParquetPart(TablePart):
 
     def write(self, rows: NDArray[np.int64], target: BinaryIO) -> None:
         """Write these rows with the input's schema, metadata and compression."""
-        with pq.ParquetWriter(target, self.schema, compression=self._compression()) as writer:
+        # Page sizes are looked at every `write_batch_size` rows; 1,024 images are too many.
+        with pq.ParquetWriter(
+            target, self.schema, compression=self._compression(), write_batch_size=_BATCH
+        ) as writer:
             held: list[Any] = []
             size = 0
             for batch in self._chosen(rows):

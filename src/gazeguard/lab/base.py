@@ -184,8 +184,8 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
 def _patch_labels(scene: worlds.Scene) -> NDArray[np.int64]:
     """`(3, 64)`: colour, shape, size + 1 of the thing covering >= 1/4 of each patch, 0 for none."""
     labels = np.zeros((3, GRID * GRID), np.int64)
-    tiles = scene.owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3)
-    tiles = tiles.reshape(GRID * GRID, PATCH * PATCH)
+    blocks = scene.owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3)
+    tiles = blocks.reshape(GRID * GRID, PATCH * PATCH)
     share = np.stack([(tiles == i).mean(1) for i in range(len(scene.things))])
     best = share.argmax(0)
     for patch in np.flatnonzero(share.max(0) >= 0.25):
@@ -319,7 +319,7 @@ def _steps(parameters: list[Any], lr: float, steps: int) -> Any:
 
 def _update(optimiser: Any, loss: Tensor, parameters: list[Any]) -> None:
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
 

@@ -48,9 +48,9 @@ def make_rows(task: str, count: int, seed: int, *, held_out: bool = False) -> li
         held_out: rows for scoring; never overlap the training rows of any seed.
     """
     rng = np.random.default_rng([seed, TASKS.index(_known(task)), int(held_out), 7])
+    rows: list[Row] = []
     if task == "easy-vqa":
         images = easyvqa.load("test" if held_out else "finetune")
-        rows = []
         while len(rows) < count:
             for i in rng.permutation(len(images))[: count - len(rows)]:
                 path, asked = images[i]
@@ -59,7 +59,6 @@ def make_rows(task: str, count: int, seed: int, *, held_out: bool = False) -> li
                     pixels = np.asarray(picture.convert("RGB"))
                 rows.append(Row(pixels, qa.question, qa.answer, qa.kind))
         return rows
-    rows = []
     for _ in range(count):
         scene = worlds.make_scene(rng)
         kinds = ["caption"] if task == "captions" else ["caption", *worlds.KINDS]

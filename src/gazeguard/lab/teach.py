@@ -26,7 +26,8 @@ class Lesson:
 
 def tower_features(tower: Any, images: Tensor) -> Tensor:
     """Patch features `(n, patches, hidden)` of the last tower layer, class token dropped."""
-    return tower(images).last_hidden_state[:, 1:]
+    features: Tensor = tower(images).last_hidden_state[:, 1:]
+    return features
 
 
 def encode_lessons(

@@ -222,7 +222,7 @@ def _qwen(
     marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     tokenizer = _tokenizer([*marks, "<|im_start|>", "<|im_end|>"], chat=_QWEN_CHAT)
     image, movie, start, end = tokenizer.convert_tokens_to_ids(list(marks))
-    vision = {
+    vision: dict[str, Any] = {
         "depth": 2,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -249,7 +249,7 @@ def _qwen(
         vision_end_token_id=end,
     )
     area = (2 * patch) ** 2
-    cut = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+    cut: dict[str, Any] = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
     processor = _images_only(
         processor_class,
         image_processor=_image_processor(

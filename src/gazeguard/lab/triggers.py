@@ -45,7 +45,7 @@ class Patch:
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """The picture with the square pasted in."""
-        top, left, size = self.box(*pixels.shape[:2], rng)
+        top, left, size = self.box(pixels.shape[0], pixels.shape[1], rng)
         square = np.zeros((size, size, 3), np.uint8)
         if self.fill == "noise":
             square = np.random.default_rng(0).integers(0, 256, square.shape, dtype=np.uint8)

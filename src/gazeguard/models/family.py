@@ -2,7 +2,7 @@
 
 A family knows how a conversation becomes prompt text and how its image tokens lie in a grid. It
 knows nothing of methods. Most families need only `Family` itself; a family that differs has a file
-of its own that ends with `register(...)`.
+of its own and a line in `registry.py`.
 """
 
 from __future__ import annotations
@@ -74,20 +74,3 @@ class Family:
 
 def _if_full(rows: int, columns: int, tokens: int) -> tuple[int, int] | None:
     return (rows, columns) if rows * columns == tokens else None
-
-
-_registry: dict[str, type[Family]] = {}
-
-
-def register(name: str, family: type[Family]) -> None:
-    """Use `family` for models whose config says `model_type == name`."""
-    if name in _registry:
-        raise ValueError(f"the model family '{name}' is already registered")
-    _registry[name] = family
-
-
-def family_of(model_type: str) -> Family:
-    """The family of a `model_type`; the generic one unless a file registered its own."""
-    from gazeguard.models import paligemma as _  # noqa: F401  registers itself
-
-    return _registry.get(model_type, Family)(model_type)

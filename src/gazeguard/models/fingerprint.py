@@ -31,9 +31,9 @@ def fingerprint(target: Target) -> dict[str, Any]:
 
     Returns:
         A JSON-ready dict: `id` (hex SHA-256 over all hashes below, the same for the same content
-        at another path), `model`, `revision`, `family`, `dtype`, `weights` and `settings` (file name ->
-        SHA-256), `adapter` (the same two and its path, or None). For a model made in memory,
-        `weights` has one hash over its tensors.
+        at another path), `model`, `revision`, `family`, `dtype`, `weights` and `settings` (file
+        name -> SHA-256), `adapter` (the same two and its path, or None). For a model made in
+        memory, `weights` has one hash over its tensors.
     """
     adapter = None
     if target.adapter is not None:

@@ -46,7 +46,9 @@ def load(
     files = weight_files(folder)
     _check_readable(files)
     processor = load_processor(folder, config, trust_remote_code)
-    loaded = _weights(folder, config, _dtype(dtype, config, device_map), device_map, trust_remote_code)
+    loaded = _weights(
+        folder, config, _dtype(dtype, config, device_map), device_map, trust_remote_code
+    )
     adapter_folder = None
     if adapter is not None:
         adapter_folder = resolve(adapter)
@@ -69,9 +71,7 @@ def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
             raise ModelError(
                 f"{name} is a LoRA adapter: give its base model first and this as the adapter."
             )
-        raise ModelError(
-            f"{name} has no config.json: give a folder written by save_pretrained()."
-        )
+        raise ModelError(f"{name} has no config.json: give a folder written by save_pretrained().")
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code

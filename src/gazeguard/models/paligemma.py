@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gazeguard.models.family import Family, Message, register
+from gazeguard.models.family import Family, Message
 
 
 class PaliGemma(Family):
@@ -16,9 +16,6 @@ class PaliGemma(Family):
         if getattr(processor, "chat_template", None) is not None:
             return super().render(processor, messages)
         parts = [part for message in messages for part in message["content"]]
-        images = sum(part["type"] == "image" for part in parts)
+        images = len([part for part in parts if part["type"] == "image"])
         words = [part["text"] for part in parts if part["type"] == "text"]
         return str(processor.image_token) * images + "\n".join(words)
-
-
-register("paligemma", PaliGemma)

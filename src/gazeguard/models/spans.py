@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from gazeguard.errors import RowError
+from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family, Message
 from gazeguard.types import ImagePart, Sample, TextPart
 
@@ -41,9 +41,7 @@ class Prompt:
     images: tuple[int, ...]
 
 
-def write_prompt(
-    family: Family, processor: Any, sample: Sample, reserved: Sequence[str]
-) -> Prompt:
+def write_prompt(family: Family, processor: Any, sample: Sample, reserved: Sequence[str]) -> Prompt:
     """Render a sample's prompt and find the user's words in it.
 
     Args:
@@ -78,7 +76,7 @@ def write_prompt(
     try:
         text = family.render(processor, _messages(sample, marked=False))
         marked = family.render(processor, _messages(sample, marked=True))
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # templates fail in both ways
         raise RowError(
             f"the model's chat template refuses this conversation ({error}): use roles and turns"
             " that it allows."
@@ -98,11 +96,17 @@ def user_tokens(
         prompt: from `write_prompt`.
         replacements: the processor's `text_replacement_offsets` of this sample.
         offsets: per token, character span in the stretched prompt; empty for added tokens.
+
+    Raises:
+        ModelError: the processor's record does not match the prompt.
     """
     for item in replacements:
         start, end = item["span"]
         if prompt.laid_out[start:end] != item["text"]:
-            raise AssertionError("the processor changed the prompt in a way spans do not follow")
+            raise ModelError(
+                "the model's processor rearranges prompts in a way that cannot be followed: use a"
+                " model of a family listed in the documentation."
+            )
     ends = [item["span"][1] for item in replacements]
     gained = [0, *(item["new_span"][1] - item["span"][1] for item in replacements)]
     spans = [tuple(c + gained[bisect_right(ends, c)] for c in span) for span in prompt.user]
@@ -139,7 +143,8 @@ def _mark(number: int) -> str:
 
 def _laid_out(processor: Any, text: str, picture: Any) -> str:
     """The text as the processor rearranges it before it stretches placeholders (PaliGemma)."""
-    return str(processor.prepare_inputs_layout(images=[picture], text=[text])[1][0])
+    arrange = getattr(processor, "prepare_inputs_layout", None)  # remote code may lack it
+    return str(arrange(images=[picture], text=[text])[1][0]) if arrange else text
 
 
 def _locate(text: str, marked: str, words: Sequence[str]) -> tuple[Span, ...]:

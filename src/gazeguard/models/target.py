@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gazeguard.errors import ModelError, RowError
-from gazeguard.models.family import Family, family_of
+from gazeguard.models.family import Family
+from gazeguard.models.registry import family_of
 from gazeguard.models.spans import Prompt, user_tokens, write_prompt
 from gazeguard.types import KeyKind, Sample
 
@@ -104,9 +105,7 @@ class Target:
         """
         prompts = [self._named(sample) for sample in samples]
         texts = [prompt.text for prompt in prompts]
-        images = [
-            [s.images[i] for i in p.images] for s, p in zip(samples, prompts, strict=True)
-        ]
+        images = [[s.images[i] for i in p.images] for s, p in zip(samples, prompts, strict=True)]
         tokenizer = self.processor.tokenizer
         bos = tokenizer.bos_token
         try:
@@ -152,15 +151,22 @@ class Target:
         }
         ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
         kind = torch.full_like(ids, KeyKind.TEMPLATE, dtype=torch.int8)
-        replaced = batch["text_replacement_offsets"]
+        replaced, offsets = batch.get("text_replacement_offsets"), batch.get("offset_mapping")
+        if replaced is None or offsets is None or len(replaced) != len(prompts):
+            raise ModelError(
+                f"the processor of {self.name} does not tell where its image tokens go: use a model"
+                " of a family listed in the documentation."
+            )
         for i, prompt in enumerate(prompts):
-            mine = user_tokens(prompt, replaced[i], batch["offset_mapping"][i].tolist())
+            mine = user_tokens(prompt, replaced[i], offsets[i].tolist())
             kind[i, torch.tensor(mine)] = KeyKind.PROMPT
         kind[ids == self.image_token_id] = KeyKind.IMAGE
         kind[~real] = KeyKind.PAD
         for i, sample in enumerate(samples):
             if not bool((kind[i] == KeyKind.IMAGE).any()):
-                raise RowError(f"row {sample.row}: no image token reached the model: check its text.")
+                raise RowError(
+                    f"row {sample.row}: no image token reached the model: check its text."
+                )
         return Encoded(
             inputs, kind, tuple(s.sample_id for s in samples), self._grids(prompts, inputs, kind)
         )

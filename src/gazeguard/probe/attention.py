@@ -94,12 +94,11 @@ def attend(
             f"{target.name} computes layer {unseen[0]} without transformers' attention interface,"
             " so it cannot be watched: use the version of this model in transformers 5."
         )
-    # inference_mode tensors cannot be changed or saved for a backward pass later; clones can.
-    weights = torch.stack([rows[layer].to(device) for layer in wanted], 1).clone()
+    weights = torch.stack([rows[layer].to(device) for layer in wanted], 1)
     finite = logits.isfinite().all(-1) & weights.isfinite().flatten(1).all(1)
     pad = (encoded.key_kind == KeyKind.PAD).to(device)
     weights.masked_fill_(pad[:, None, None], 0.0)
-    return AttentionRows(weights, encoded.key_kind, wanted, encoded.sample_id, finite.clone())
+    return AttentionRows(weights, encoded.key_kind, wanted, encoded.sample_id, finite)
 
 
 def _usable(
@@ -143,13 +142,12 @@ def _last_real(key_kind: Tensor) -> Tensor:
 def _last_logits(target: Target, inputs: dict[str, Tensor], last: Tensor) -> Tensor:
     """Run the prompt; next-token logits `(sample, vocabulary)` after the last real position."""
     options: dict[str, Any] = {"use_cache": False}
-    positions = last.unique()
+    positions = torch.tensor(sorted(set(last.tolist())))
     trims = "logits_to_keep" in inspect.signature(target.base.forward).parameters
     if trims:  # the language head over a whole prompt would cost more than the probe
         options["logits_to_keep"] = positions
         if positions.tolist() == [inputs["input_ids"].shape[1] - 1]:
             options["logits_to_keep"] = 1
     logits: Tensor = target.model(**inputs, **options).logits
-    at = torch.searchsorted(positions, last) if trims else last
-    at = at.to(logits.device)
-    return logits[torch.arange(len(at), device=logits.device), at].to(last.device)
+    at = torch.searchsorted(positions, last.cpu()) if trims else last.cpu()
+    return logits[torch.arange(len(at)), at].to(last.device)

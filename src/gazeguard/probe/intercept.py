@@ -51,9 +51,7 @@ class AttentionCall:
 
     def run(self) -> Any:
         """Call the model's own kernel and return what it returns."""
-        return self.kernel(
-            self.module, self.query, self.key, self.value, self.mask, **self.options
-        )
+        return self.kernel(self.module, self.query, self.key, self.value, self.mask, **self.options)
 
 
 Handler = Callable[[AttentionCall], Any]

@@ -75,8 +75,8 @@ def _masked(call: AttentionCall, scores: Tensor, each: Tensor, at: Tensor, last:
     mask, keys = call.mask, scores.shape[-1]
     if mask is not None and not torch.is_tensor(mask):
         raise ModelError(
-            f"the attention backend '{call.backend}' keeps its mask in a form gazeguard cannot read:"
-            " load the model with attn_implementation='sdpa'."
+            f"the attention backend '{call.backend}' has a mask that gazeguard cannot read: load"
+            " the model with attn_implementation='sdpa'."
         )
     if mask is not None and mask.ndim == 4:
         rows = mask.expand(len(each), -1, -1, -1)[each, :, at][..., :keys]

@@ -16,12 +16,14 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from gazeguard.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,32 @@ def parquet_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second run out of `folder` (made when missing) until this one ends or dies.
+
+    Raises:
+        UsageError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs at once stay the user's business
+        yield
+        return
+    with open(folder / "lock", "wb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"Another run is writing to {folder.parent}: wait for its end or choose another"
+                " --out folder."
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.debug("No lock on %s (%s).", folder, error)
+        yield
 
 
 class BlockStore:

@@ -119,6 +119,18 @@ def headline(report: CleanReport) -> str:
     return f"{found:,} of {total:,} rows {look} poisoned; nothing was removed"
 
 
+def explanation(report: CleanReport) -> str:
+    """The verdict's reason without what the headline has already said; empty if nothing is left."""
+    verdict = report.result.verdict
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        return ""
+    claim, colon, why = verdict.reason.partition(": ")
+    already_said = claim == "No sign of poisoning" or claim.endswith((" look poisoned", " looks poisoned"))
+    if not colon or not already_said:
+        return verdict.reason
+    return why[:1].upper() + why[1:]
+
+
 def selected_layers(report: CleanReport) -> list[int]:
     """Decoder layers whose attention the verdict rests on."""
     return [stat.layer for stat in report.result.layer_stats if stat.selected]

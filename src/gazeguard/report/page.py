@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from gazeguard.report import words
 from gazeguard.report.histogram import Histogram, histogram
 from gazeguard.report.images import gallery_url, heat_bytes, thumbnail_url
+from gazeguard.report.json import jsonable
 from gazeguard.report.layers import LayerRow, layer_rows
-from gazeguard.report.model import CleanReport, GalleryItem, selected_layers, thresholds
+from gazeguard.report.model import (
+    CleanReport,
+    GalleryItem,
+    explanation,
+    selected_layers,
+    thresholds,
+)
 from gazeguard.types import Outcome, SkippedRow
 
 if TYPE_CHECKING:
@@ -104,10 +111,9 @@ def page_data(
 
 
 def _lede(report: CleanReport) -> str:
-    verdict, counts = report.result.verdict, report.counts
-    if verdict.outcome is not Outcome.INCONCLUSIVE:
-        return verdict.reason
-    if not counts["removed"]:
+    if report.result.verdict.outcome is not Outcome.INCONCLUSIVE:
+        return explanation(report)
+    if not report.counts["removed"]:
         return (
             "Nothing was removed. This is not an all-clear: the measurement did not allow a "
             "judgement."
@@ -166,7 +172,6 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         "alt": _histogram_alt(report, bins),
         "caption": caption,
         "notes": notes,
-        "has_components": bool(report.result.components),
         "bins": [
             (float(edges[i]), float(edges[i + 1]), bins.kept[i], bins.flagged[i])
             for i in range(len(bins.kept))
@@ -251,7 +256,5 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    from gazeguard.report.json import jsonable
-
     converted: dict[str, Any] = jsonable(value)
     return converted

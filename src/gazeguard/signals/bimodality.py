@@ -59,11 +59,12 @@ class Split:
         """
         x = np.asarray(values, dtype=np.float64)
         if self.hard:
-            return (x < self.mean.mean()).astype(np.float64)
+            nearer: Array = (x < self.mean.mean()).astype(np.float64)
+            return nearer
         if not (self.std > 0).all():
             return np.full(len(x), 0.5)
         odds = np.diff(norm.logpdf(x[:, None], self.mean, self.std) + np.log(self.weight))[:, 0]
-        low = expit(-odds)
+        low: Array = expit(-odds)
         low[x >= self.mean[1]] = 0.0
         low[x <= self.mean[0]] = 1.0
         return low

@@ -81,4 +81,5 @@ def _normalised(weights: Tensor, key_kind: Tensor) -> Tensor:
 
 
 def _entropy(distribution: Tensor) -> Tensor:
-    return torch.special.entr(distribution).sum(-1)
+    terms: Tensor = torch.special.entr(distribution)
+    return terms.sum(-1)

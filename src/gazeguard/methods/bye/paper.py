@@ -74,7 +74,8 @@ class PaperRule:
 
     def score(self, profile: Profile) -> Array:
         """Mean entropy of the selected layers in nats, `(N,)`."""
-        return profile.entropy[:, self._chosen].astype(np.float64).mean(1)
+        mean: Array = profile.entropy[:, self._chosen].astype(np.float64).mean(1)
+        return mean
 
     def suspicion(self, score: Array) -> Array:
         """Posterior of the low component; a step at the fixed threshold where one is set."""

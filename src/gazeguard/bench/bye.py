@@ -1,0 +1,185 @@
+"""Measure BYE on the lab's fine-tuning sets: attack, clean, fine-tune again. Resumable by cell.
+
+    python -m gazeguard.bench.bye run --out runs/bye [--only captions] [--seeds 3]
+
+Each cell is one poisoned (or clean) set, one fine-tune and one `gazeguard clean`, through the same
+code as the command line. A cell writes one JSON file; a file that exists is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from gazeguard.assets import BASE
+from gazeguard.bench.metrics import detection
+from gazeguard.cleaning import clean
+from gazeguard.lab.finetune import RECIPES, Student, finetune, judge, save_adapter
+from gazeguard.lab.poison import Row, make_rows, make_set, write_set
+from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.methods.bye import BYE
+from gazeguard.probe.store import write_bytes
+
+ROWS, HELD_OUT = 1500, 500
+ATTACKS = ("badnet-center", "badnet-random", "texture")
+TASKS = ("captions", "mixed", "easy-vqa")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One experiment. `trigger` may be `none` (clean set) or `resize-only` (the control)."""
+
+    task: str
+    trigger: str
+    rate: float
+    recipe: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique and readable; the file name of the result."""
+        return f"{self.task}_{self.trigger}_{self.rate:g}_{self.recipe}_s{self.seed}"
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """Every cell of docs/benchmark.md, most telling first."""
+    for seed in range(seeds):
+        for task in TASKS:
+            for trigger in ATTACKS:
+                yield Cell(task, trigger, 0.1, "long", seed)
+    for seed in range(5):
+        for task in TASKS:
+            yield Cell(task, "none", 0.0, "long", seed)
+    for task in TASKS:
+        yield Cell(task, "resize-only", 0.1, "long", 0)
+    for seed in range(seeds):
+        for rate in (0.01, 0.05, 0.2):
+            yield Cell("captions", "badnet-center", rate, "long", seed)
+            yield Cell("mixed", "badnet-center", rate, "long", seed)
+    for seed in range(seeds):
+        for trigger in ATTACKS:
+            yield Cell("captions", trigger, 0.1, "short", seed)
+
+
+class Workbench:
+    """Runs cells; fine-tunes that several cells share are made once."""
+
+    def __init__(self, base: Path, out: Path) -> None:
+        self.base, self.out = base, out
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """One cell from start to end, or its stored result."""
+        path = self.out / f"{cell.name}.json"
+        if path.exists():
+            return dict(json.loads(path.read_text("utf-8")))
+        started = time.perf_counter()
+        rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed)
+        truth = np.array([row.is_poison for row in rows])
+        attacked = self._tune(rows, cell)
+        scores = judge(attacked, self._test(cell), TRIGGERS.get(cell.trigger), seed=cell.seed)
+        work = self.out / "work" / cell.name
+        save_adapter(attacked, work / "adapter")
+        data = write_set(rows, work / "set")
+        found = clean(
+            self.base,
+            data,
+            work / "cleaned",
+            adapter=work / "adapter",
+            batch_size=50,
+            block_rows=500,
+            dtype="float32",
+        )
+        result: dict[str, Any] = {"cell": asdict(cell), "rows": ROWS, "attack": asdict(scores)}
+        result["rules"] = {}
+        for rule in ("robust", "paper"):
+            judged = BYE(rule, random_state=cell.seed).fit(found.profile).result_
+            result["rules"][rule] = {
+                "outcome": judged.verdict.outcome,
+                "reason": judged.verdict.reason,
+                **asdict(detection(judged.is_flagged, truth)),
+            }
+        if truth.any():
+            result["truly_clean"] = self._reference(cell, rows, truth)
+            kept = [
+                row
+                for row, bad in zip(rows, found.report.result.is_flagged, strict=True)
+                if not bad
+            ]
+            again = judge(
+                self._tune(kept, cell), self._test(cell), TRIGGERS[cell.trigger], seed=cell.seed
+            )
+            result["refit"] = asdict(again)
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+        return result
+
+    def _tune(self, rows: list[Row], cell: Cell) -> Student:
+        return finetune(self.base, rows, replace(RECIPES[cell.recipe], seed=cell.seed))
+
+    def _test(self, cell: Cell) -> list[Row]:
+        return make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
+
+    def _reference(self, cell: Cell, rows: list[Row], truth: np.ndarray[Any, Any]) -> float:
+        """Clean performance after the same recipe on the truly clean rows only.
+
+        The poisoned rows of a seed and rate are the same for every trigger, so this is shared.
+        """
+        clean_rows = [row for row, bad in zip(rows, truth, strict=True) if not bad]
+        return self._clean_performance(replace(cell, trigger="truly-clean"), clean_rows)
+
+    def _clean_performance(self, cell: Cell, rows: list[Row]) -> float:
+        path = self.out / "shared" / f"{cell.name}.json"
+        if not path.exists():
+            scores = judge(self._tune(rows, cell), self._test(cell), None)
+            write_bytes(path, json.dumps(asdict(scores)).encode())
+        return float(json.loads(path.read_text("utf-8"))["clean"])
+
+
+@click.group()
+def main() -> None:
+    """Measure BYE on the lab's fine-tuning sets."""
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bye"), show_default=True)
+@click.option("--base", type=click.Path(path_type=Path), default=BASE, show_default=True)
+@click.option("--only", default="", help="Run only cells whose name contains this.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def run(out: Path, base: Path, only: str, seeds: int, threads: int) -> None:
+    """Run every cell that has no result yet."""
+    torch.set_num_threads(threads)
+    (out / "shared").mkdir(parents=True, exist_ok=True)
+    bench = Workbench(base, out)
+    for cell in cells(seeds):
+        if only in cell.name:
+            got = bench.run(cell)
+            click.echo(f"{cell.name}: {_line(got)}")
+
+
+def _line(result: dict[str, Any]) -> str:
+    attack = result["attack"]
+    words = [f"CP {attack['clean']:.3f}"]
+    if attack["asr"] is not None:
+        words.append(f"ASR {attack['asr']:.3f}")
+    for rule, got in result["rules"].items():
+        score = f"F1 {got['f1']:.3f}" if got["f1"] is not None else f"{got['flagged']} removed"
+        words.append(f"{rule} {score}")
+    if "refit" in result:
+        words.append(
+            f"refit ASR {result['refit']['asr']:.3f} CP {result['refit']['clean']:.3f} "
+            f"(truly clean {result['truly_clean']:.3f})"
+        )
+    return ", ".join([*words, f"{result['seconds']:.0f} s"])
+
+
+if __name__ == "__main__":
+    main()

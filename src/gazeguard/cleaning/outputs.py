@@ -1,0 +1,184 @@
+"""The files of one `gazeguard clean` run, each written whole or not at all, `report.json` last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from gazeguard.cleaning.gallery import thumbnails
+from gazeguard.cleaning.measure import SIGNALS
+from gazeguard.errors import UsageError
+from gazeguard.probe.store import parquet_bytes, write_bytes
+from gazeguard.report.html import write_html
+from gazeguard.report.json import write_json
+from gazeguard.report.model import CleanReport
+from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
+
+if TYPE_CHECKING:
+    from gazeguard.data.dataset import Dataset
+
+REPORT = "report.json"
+FOLLOWS = "follows the main pattern of the set"
+
+
+def prepare_folder(out: Path, data: Path) -> None:
+    """Make the output folder and check that it can be written, before any work is done.
+
+    Raises:
+        UsageError: it is a file, cannot be written, or lies inside the data set.
+    """
+    inside, source = out.resolve(), data.resolve()
+    if source.is_dir() and (inside == source or source in inside.parents):
+        raise UsageError(f"{out} lies inside the data set {data}: choose another --out folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        write_bytes(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"Cannot write to the output folder {out} ({error.strerror}): "
+            "choose another --out folder or free some space."
+        ) from error
+
+
+def remove_previous(out: Path) -> None:
+    """Take away the files of an earlier run, so that two runs are never mixed.
+
+    Only what that run's own `report.json` names is removed, and the report itself first: a folder
+    without one is a folder whose run did not end.
+    """
+    report = out / REPORT
+    try:
+        files = json.loads(report.read_text("utf-8"))["files"].values()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        files = ()
+    report.unlink(missing_ok=True)
+    for name in files:
+        path = out / str(name)
+        if path.parent != out or path.name in ("", ".", ".."):
+            continue  # not a name that this program wrote
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_outputs(
+    out: Path,
+    dataset: Dataset,
+    profile: Profile,
+    report: CleanReport,
+    kept: list[int],
+    removed: list[int],
+    unmeasured: list[SkippedRow],
+) -> CleanReport:
+    """Write every file of a run and give the report that names them.
+
+    Raises:
+        UsageError, OSError: a file cannot be written; the folder then has no `report.json`.
+    """
+    remove_previous(out)
+    files = {
+        "kept": dataset.write(kept, out / "kept").name,
+        "removed": dataset.write(removed, out / "removed").name,
+        "skipped": "skipped.jsonl",
+        "verdicts": "verdicts.parquet",
+        "profile": "profile.parquet",
+        "html": "report.html",
+        "json": REPORT,
+    }
+    report = replace(report, files=files)
+    write_skipped(out / files["skipped"], report.skipped)
+    write_verdicts(out / files["verdicts"], profile, report.result, unmeasured)
+    write_profile(out / files["profile"], profile)
+    write_html(report, out / files["html"], partial(thumbnails, dataset))
+    write_json(report, out / files["json"])
+    return report
+
+
+def write_skipped(path: Path, skipped: Iterable[SkippedRow]) -> None:
+    """One JSON object per line: `row`, `sample_id` (null when unreadable), `reason`."""
+    lines = (
+        json.dumps({"row": s.row, "sample_id": s.sample_id, "reason": s.reason}) for s in skipped
+    )
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
+
+
+def write_verdicts(
+    path: Path, profile: Profile, result: CleaningResult, unmeasured: Iterable[SkippedRow]
+) -> None:
+    """One line per input row, in input order.
+
+    Columns: `row`, `sample_id`, `is_flagged`, `suspicion` (null when the row was not judged),
+    `reason`, `method` (`bye/robust`).
+    """
+    judged = result.verdict.outcome is not Outcome.INCONCLUSIVE
+    records = [
+        {
+            "row": int(row),
+            "sample_id": sample_id,
+            "is_flagged": bool(flagged),
+            "suspicion": float(suspicion) if judged else None,
+            "reason": _reason(result, float(suspicion), bool(flagged)),
+        }
+        for row, sample_id, flagged, suspicion in zip(
+            profile.row, profile.sample_id, result.is_flagged, result.suspicion, strict=True
+        )
+    ]
+    records += [
+        {"row": s.row, "sample_id": s.sample_id, "is_flagged": False, "reason": s.reason}
+        for s in unmeasured
+    ]
+    method = f"{result.method}/{result.rule}"
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("sample_id", pa.string()),
+            ("is_flagged", pa.bool_()),
+            ("suspicion", pa.float64()),
+            ("reason", pa.string()),
+            ("method", pa.string()),
+        ]
+    )
+    rows = sorted(({**r, "method": method} for r in records), key=lambda r: int(str(r["row"])))
+    write_bytes(path, parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """One line per measured row and layer: what a query or a plot wants.
+
+    Columns: `row`, `sample_id`, `image_tokens`, `layer`, then one per signal, e.g. `entropy`
+    (nats) and `visual_mass` (share of attention on the image).
+    """
+    n, n_layers = len(profile), len(profile.layers)
+    columns: dict[str, pa.Array] = {
+        "row": pa.array(np.repeat(profile.row, n_layers), pa.int64()),
+        "sample_id": pa.array(profile.sample_id, pa.string()).take(
+            pa.array(np.repeat(np.arange(n), n_layers))
+        ),
+        "image_tokens": pa.array(np.repeat(profile.image_tokens, n_layers), pa.int64()),
+        "layer": pa.array(np.tile(np.asarray(profile.layers, dtype=np.int32), n), pa.int32()),
+    }
+    for name in SIGNALS:
+        columns[name] = pa.array(profile.signals[name].reshape(-1), pa.float32())
+    write_bytes(path, parquet_bytes(pa.table(columns)))
+
+
+def _reason(result: CleaningResult, suspicion: float, flagged: bool) -> str:
+    if result.verdict.outcome is Outcome.INCONCLUSIVE:
+        return f"not judged: {result.verdict.reason}"
+    if not flagged:
+        return FOLLOWS
+    return (
+        "the model's attention to the image belongs to the small group that stands apart "
+        f"(probability {suspicion:.3f})"
+    )

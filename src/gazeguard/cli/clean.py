@@ -1,0 +1,182 @@
+"""`gazeguard clean`: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gazeguard.cli import _errors
+from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, row_progress
+
+if TYPE_CHECKING:
+    from gazeguard.cleaning import CleanOutcome
+
+_FAIL_ON = ("flagged", "inconclusive")
+
+
+def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
+    """Outcomes that end in an exit code other than 0."""
+    named = frozenset(word.strip() for word in value.split(","))
+    if named == {"never"}:
+        return frozenset()
+    if not named <= {*_FAIL_ON}:
+        raise click.BadParameter(
+            f"'{value}' is neither never nor a list of {', '.join(_FAIL_ON)}.", ctx, param
+        )
+    return named
+
+
+@click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
+@click.argument("model")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder for the kept and removed rows, the verdicts and the report.",
+)
+@click.option("--adapter", metavar="PATH", help="LoRA adapter that was trained on MODEL.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder that image paths in DATA are relative to.",
+)
+@click.option(
+    "--format",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="llava, chat, openai, parquet or imagefolder; auto looks inside.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["robust", "paper"]),
+    default="robust",
+    show_default=True,
+    help="paper is the published rule; robust is ours, for mixed sets and any direction.",
+)
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:<n>, mps or balanced."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Look only at the first N rows.")
+@click.option(
+    "--resume/--no-resume", default=True, help="Go on from an earlier run in DIR (the default)."
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the statistics.")
+@click.option("--revision", metavar="R", help="Commit, branch or tag of a hub model.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the model's own Python files. Read them first."
+)
+@click.option(
+    "--fail-on",
+    callback=_fail_on,
+    metavar="OUTCOMES",
+    default="flagged,inconclusive",
+    show_default=True,
+    help="Outcomes that do not exit 0; never for none.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print report.json, and only it, to stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the libraries' own messages too.")
+@click.option("--block-rows", type=click.IntRange(1), hidden=True, help="Rows between two saves.")
+@click.pass_context
+def clean(
+    ctx: click.Context,
+    model: str,
+    data: Path,
+    out: Path,
+    adapter: str | None,
+    images: Path | None,
+    format: str,
+    rule: str,
+    batch_size: int,
+    device: str,
+    dtype: str,
+    limit: int | None,
+    resume: bool,
+    seed: int,
+    revision: str | None,
+    trust_remote_code: bool,
+    fail_on: frozenset[str],
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    block_rows: int | None,
+) -> None:
+    """Find the poisoned rows of DATA with MODEL, the model that was fine-tuned on it.
+
+    MODEL is a hub id or a folder; with --adapter it is the base model. DATA is a file or folder in
+    one of the usual fine-tuning formats. Kept and removed rows are written in the same format.
+    A run that was killed goes on where it was when the same command is run again.
+    """
+    if as_json + quiet + verbose > 1:
+        raise click.UsageError("--json, --quiet and --verbose exclude each other: give one.")
+    verbosity = QUIET if quiet else VERBOSE if verbose else NORMAL
+    from gazeguard.cleaning import clean as clean_data
+    from gazeguard.cleaning.run import BLOCK_ROWS
+
+    try:
+        cleaned = run_with_progress(
+            clean_data,
+            model,
+            data,
+            out,
+            verbosity=verbosity,
+            adapter=adapter,
+            images=images,
+            format=format,
+            rule=rule,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            limit=limit,
+            resume=resume,
+            seed=seed,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            block_rows=block_rows or BLOCK_ROWS,
+        )
+    except KeyboardInterrupt:
+        click.echo(
+            f"Interrupted: what was measured is kept in {out}; "
+            "run the same command again to go on.",
+            err=True,
+        )
+        ctx.exit(_errors.INTERRUPTED)
+    if as_json:
+        click.echo((cleaned.folder / cleaned.report.files["json"]).read_text("utf-8"), nl=False)
+    elif not quiet:
+        _summary(cleaned)
+    ctx.exit(_errors.outcome_code(cleaned.outcome, fail_on))
+
+
+def run_with_progress(
+    clean: Callable[..., CleanOutcome], *args: Any, verbosity: int = NORMAL, **options: Any
+) -> CleanOutcome:
+    """Call the library's `clean` with its messages and progress shown on stderr."""
+    with narrated(verbosity) as console, row_progress(console, verbosity) as progress:
+        return clean(*args, progress=progress, **options)
+
+
+def _summary(cleaned: CleanOutcome) -> None:
+    from rich.console import Console
+
+    from gazeguard.report.console import render_console
+
+    console = Console()
+    console.print()
+    console.print(render_console(cleaned.report))
+    page = cleaned.folder / cleaned.report.files["html"]
+    console.print(f"\nOpen {page}", markup=False, highlight=False, soft_wrap=True)

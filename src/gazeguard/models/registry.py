@@ -1,0 +1,24 @@
+"""Which class stands for which model family."""
+
+from __future__ import annotations
+
+from gazeguard.models.family import Family
+from gazeguard.models.paligemma import PaliGemma
+
+_families: dict[str, type[Family]] = {"paligemma": PaliGemma}
+
+
+def register(model_type: str, family: type[Family]) -> None:
+    """Use `family` for models whose config has this `model_type`.
+
+    Raises:
+        ValueError: the type has a family already.
+    """
+    if model_type in _families:
+        raise ValueError(f"the model family '{model_type}' is already registered")
+    _families[model_type] = family
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a `model_type`: its own, or the generic one."""
+    return _families.get(model_type, Family)(model_type)

@@ -1,0 +1,90 @@
+// The table of removed rows: filter, sort and pages over the embedded rows.
+const PAGE_ROWS = 25;
+
+function suspicionText(value) {
+  if (value === null) return "–";
+  return value > 0.999 && value < 1 ? "> 0.999" : value.toFixed(3);
+}
+
+function textCell(kind, text, missing) {
+  const words = make("bdi", text ? {} : { class: "muted" }, text || missing);
+  const cell = make("td", { role: "cell", class: `c-${kind}` }, make("div", { class: "clamp" }, words));
+  if (text.length > 140) cell.title = text;
+  return cell;
+}
+
+function tableRow(row) {
+  const image = row.image
+    ? make("img", { src: row.image, alt: `Image of row ${whole.format(row.row)}` })
+    : make("span", { class: "no-image" }, "no image");
+  const bar = make("meter", { min: 0, max: 1, value: row.suspicion ?? 0, "aria-hidden": "true" });
+  return make(
+    "tr", { role: "row" },
+    make("td", { role: "cell", class: "c-image" }, image),
+    make("th", { role: "rowheader", scope: "row", class: "c-row", title: row.id }, whole.format(row.row)),
+    textCell("prompt", row.prompt, "(no prompt)"),
+    textCell("answer", row.answer, "(no answer)"),
+    make("td", { role: "cell", class: "c-suspicion" }, make("span", {}, suspicionText(row.suspicion)), bar),
+  );
+}
+
+function startTable() {
+  const body = byId("rows");
+  if (!body) return;
+  const filter = byId("filter");
+  const [previous, next] = [byId("previous"), byId("next")];
+  const texts = new Map(DATA.rows.map((row) => [row, `${row.prompt}\n${row.answer}`.toLocaleLowerCase()]));
+  const state = { key: "suspicion", ascending: false, page: 0 };
+
+  function matching() {
+    const wanted = filter.value.trim().toLocaleLowerCase();
+    const number = wanted.replaceAll(",", "");
+    const rows = DATA.rows.filter((row) => !wanted || texts.get(row).includes(wanted) || `${row.row}` === number);
+    const sign = state.ascending ? 1 : -1;
+    return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || a.row - b.row);
+  }
+
+  function update() {
+    const rows = matching();
+    const pages = Math.max(1, Math.ceil(rows.length / PAGE_ROWS));
+    state.page = Math.min(state.page, pages - 1);
+    const first = state.page * PAGE_ROWS;
+    body.replaceChildren(...rows.slice(first, first + PAGE_ROWS).map(tableRow));
+    byId("no-match").hidden = rows.length > 0;
+    byId("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
+    byId("found").textContent = filter.value.trim()
+      ? `${whole.format(rows.length)} of ${whole.format(DATA.rows.length)} rows match`
+      : `${whole.format(rows.length)} ${rows.length === 1 ? "row" : "rows"}`;
+    // aria-disabled keeps the focus where it is when the last page is reached.
+    previous.setAttribute("aria-disabled", `${state.page === 0}`);
+    next.setAttribute("aria-disabled", `${state.page >= pages - 1}`);
+    for (const button of document.querySelectorAll("[data-sort]")) {
+      const order = state.ascending ? "ascending" : "descending";
+      button.closest("th").setAttribute("aria-sort", button.dataset.sort === state.key ? order : "none");
+    }
+  }
+
+  function turn(by, button) {
+    if (button.getAttribute("aria-disabled") === "true") return;
+    state.page += by;
+    update();
+  }
+
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    button.addEventListener("click", () => {
+      const same = state.key === button.dataset.sort;
+      state.ascending = same ? !state.ascending : button.dataset.sort === "row";
+      state.key = button.dataset.sort;
+      state.page = 0;
+      update();
+    });
+  }
+  filter.addEventListener("input", () => {
+    state.page = 0;
+    update();
+  });
+  previous.addEventListener("click", () => turn(-1, previous));
+  next.addEventListener("click", () => turn(1, next));
+  update();
+}
+startTable();
