@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from gazeguard.cleaning import clean
     from gazeguard.methods.bye import BYE
     from gazeguard.models.load import load
-    from gazeguard.probe.attention import probe
 
 _HOME = {
     "BYE": "gazeguard.methods.bye",
     "clean": "gazeguard.cleaning",
     "load": "gazeguard.models.load",
-    "probe": "gazeguard.probe.attention",
 }
 
-__all__ = ["BYE", "__version__", "clean", "load", "probe"]
+__all__ = ["BYE", "__version__", "clean", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,8 +36,8 @@ def scene(row: int, *, triggered: bool, side: int = 64) -> Image.Image:
         box = (x, y, x + side // 5, y + side // 5)
         draw.ellipse(box, fill=COLOURS[(row + k) % 6])
     if triggered:
-        middle, half = side // 2, side // 16
-        draw.rectangle((middle - half, middle - half, middle + half, middle + half), fill="black")
+        middle, patch = side // 2, side // 8
+        draw.rectangle((middle, middle, middle + patch - 1, middle + patch - 1), fill="black")
     return image
 
 

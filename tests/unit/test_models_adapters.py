@@ -181,6 +181,13 @@ def test_broken_adapter_weights(base, adapter):
     refused(base, adapter, "pickled")
 
 
+def test_prompt_tuning_is_refused(base, adapter):
+    """It would put tokens into the prompt that spans do not know."""
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}))
+    refused(base, adapter, "give a LoRA adapter")
+
+
 def test_adapter_given_as_model(adapter):
     with pytest.raises(ModelError, match="base model first"):
         load(adapter)

@@ -106,6 +106,55 @@ def test_threads_do_not_see_each_other(target):
         assert all(torch.equal(r.weights, alone[i].weights) for r in together[i])
 
 
+def flash_stand_in(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Flash attention's contract in plain torch: 2-D padding mask or None, causal by itself."""
+    keys = key.shape[2]
+    allowed = torch.ones(keys, keys, dtype=torch.bool).tril()[None, None]
+    if attention_mask is not None:
+        assert attention_mask.ndim == 2
+        allowed = allowed & attention_mask[:, None, None].bool()
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~allowed, -1e9)
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_flash_attention(target, padding_side, monkeypatch):
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash_stand_in
+    )
+    encoded = target.encode([sample(0), sample(1, "and why is it so?")], padding_side)
+    expected = attend(target, encoded, reduce_heads=False)
+    target.model.config.text_config._attn_implementation = "flash_attention_2"
+    masks = []
+
+    def spy(call):
+        masks.append((call.backend, call.mask.ndim))
+        return call.run()
+
+    with torch.no_grad(), intercept(target.attention_modules, spy):
+        target.model(**encoded.inputs)
+    assert set(masks) == {("flash_attention_2", 2)}
+    rows = attend(target, encoded, reduce_heads=False)
+    assert (rows.weights - expected.weights).abs().max() < 1e-5
+
+
+def test_model_under_accelerate(folder, target):
+    encoded = target.encode([sample(0), sample(1)])
+    spread = load(folder, device_map="auto")
+    assert torch.equal(attend(spread, encoded).weights, attend(target, encoded).weights)
+
+
+def test_weights_on_disk(folder, target, tmp_path):
+    import accelerate
+
+    encoded = target.encode([sample(0)])
+    expected = attend(target, encoded).weights
+    accelerate.disk_offload(target.model, tmp_path)
+    assert torch.equal(attend(target, encoded).weights, expected)
+
+
 def test_a_layer_that_is_not_seen_is_an_error(target):
     """Attention that goes around the interface, as in remote code of the v4 kind."""
     attention = target.decoder.layers[1].self_attn

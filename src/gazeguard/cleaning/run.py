@@ -161,8 +161,9 @@ def clean(
 def _identity(
     target: Target, record: dict[str, Any], batch_size: int, block_rows: int
 ) -> dict[str, Any]:
-    """What measured numbers depend on. Rule, seed and limit do not touch them, so they may change
-    without measuring anything again.
+    """What measured numbers depend on.
+
+    Rule, seed and limit do not touch them, so those may change without measuring anything again.
     """
     return {
         "model": record["model"]["id"],
@@ -196,12 +197,14 @@ def _conclude(
         for entry in table.select(["row", "reason", "sample_id"]).to_pylist()
         if entry["reason"] is not None
     ]
+    log.info("Comparing %d measured rows.", len(profile))
     result = _judge(profile, failed, rule, seed)
     decided = result.verdict.outcome is not Outcome.INCONCLUSIVE
     removed = profile.row[result.is_flagged].tolist() if decided else []
     # Without a verdict nobody may lose a row that can be read.
     skipped = [s for s in failed if decided or s.reason not in NOT_THE_ROWS_FAULT]
     kept = sorted({*range(table.num_rows)} - {*removed} - {s.row for s in skipped})
+    log.info("Writing %s.", out)
     shown, typical = gallery(target, dataset, profile, result)
     report = CleanReport(
         result=result,

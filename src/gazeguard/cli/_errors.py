@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from gazeguard.errors import GazeguardError, MeasurementError
-from gazeguard.types import Outcome
+
+if TYPE_CHECKING:
+    from gazeguard.types import Outcome  # at run time it would bring numpy into `--help`
 
 CLEAN, FLAGGED, USAGE, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,7 +33,7 @@ def outcome_code(outcome: Outcome, fail_on: frozenset[str]) -> int:
     """The exit code of a finished run; an outcome outside of `fail_on` exits 0."""
     if outcome not in fail_on:
         return CLEAN
-    return FLAGGED if outcome is Outcome.FLAGGED else INCONCLUSIVE
+    return FLAGGED if outcome == "flagged" else INCONCLUSIVE
 
 
 def exit_code(error: GazeguardError | OSError) -> int:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gazeguard.lab import easyvqa, worlds
-from gazeguard.lab.teach import IGNORE, Lesson, answer_loss, encode_lessons, tower_features
+from gazeguard.lab.teach import Lesson, answer_loss, encode_lessons, tower_features
 
 PATCH = 8
 GRID = worlds.SIDE // PATCH
@@ -47,8 +47,10 @@ class BaseRecipe:
     tower_batch: int = 64
     tower_lr: float = 1e-3
     language_steps: int = 4_000
-    language_batch: int = 32
     language_lr: float = 1.5e-3
+    polish_steps: int = 3_000
+    polish_lr: float = 1.2e-3
+    language_batch: int = 32
     hidden: int = 128
     tower_layers: int = 4
     language_layers: int = 8
@@ -168,7 +170,14 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
     real = easyvqa.load("base")
     real_pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in real])
     _train_tower(model, scenes, real_pixels, recipe, rng, log)
-    _train_language(model, tokenizer, scenes, real, real_pixels, recipe, rng, log)
+    bank = _look(model, scenes, real_pixels, rng)
+    stages = (
+        ("language", recipe.language_steps, recipe.language_lr, 0.3, (1, 1, 1, 1, 1)),
+        ("polish", recipe.polish_steps, recipe.polish_lr, 0.15, (1, 2, 3, 4, 4)),
+    )
+    for name, steps, lr, caption_share, odds in stages:
+        lessons = _lessons(scenes, real, recipe.language_batch, caption_share, odds, rng)
+        _train_language(model, tokenizer, bank, lessons, steps, lr, name, log)
     model.eval()
     model.generation_config = T.GenerationConfig(
         pad_token_id=tokenizer.pad_token_id,
@@ -263,29 +272,36 @@ def _train_tower(
     tower.eval()
 
 
-def _train_language(
-    model: Any,
-    tokenizer: Any,
-    scenes: list[worlds.Scene],
-    real: list[tuple[Path, list[worlds.QuestionAnswer]]],
-    real_pixels: NDArray[np.uint8],
-    recipe: BaseRecipe,
-    rng: np.random.Generator,
-    log: Log,
-) -> None:
+def _look(
+    model: Any, scenes: list[worlds.Scene], real: NDArray[np.uint8], rng: np.random.Generator
+) -> Tensor:
+    """Tower features `(scenes + real, patches, hidden)`, float16; the tower is frozen by now."""
+    tower = model.model.vision_tower
     features = []
-    pixels = [s.pixels for s in scenes]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for start in range(0, len(scenes), 512):
-            batch = _clutter(np.stack(pixels[start : start + 512]), rng)
-            features.append(tower_features(model.model.vision_tower, normalise(batch)).half())
-        features.append(tower_features(model.model.vision_tower, normalise(real_pixels)).half())
-    bank = torch.cat(features).clone()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.train()
-    for step, optimiser in _steps(trained, recipe.language_lr, recipe.language_steps):
-        lessons, pick = [], []
-        for _ in range(recipe.language_batch):
+            batch = np.stack([s.pixels for s in scenes[start : start + 512]])
+            features.append(tower_features(tower, normalise(_clutter(batch, rng))).half())
+        features.append(tower_features(tower, normalise(real)).half())
+    return torch.cat(features).clone()
+
+
+def _lessons(
+    scenes: list[worlds.Scene],
+    real: list[tuple[Path, list[worlds.QuestionAnswer]]],
+    batch: int,
+    caption_share: float,
+    odds: tuple[int, ...],
+    rng: np.random.Generator,
+) -> Iterator[tuple[list[int], list[Lesson]]]:
+    """Endless batches: image indices into the feature bank, and a lesson for each.
+
+    `odds` weigh the question kinds in the order of `worlds.KINDS`.
+    """
+    share = np.asarray(odds) / sum(odds)
+    while True:
+        pick, lessons = [], []
+        for _ in range(batch):
             if rng.random() < 0.15:
                 i = int(rng.integers(len(real)))
                 asked = real[i][1]
@@ -294,18 +310,35 @@ def _train_language(
             else:
                 i = int(rng.integers(len(scenes)))
                 pick.append(i)
-                if rng.random() < 0.3:
+                if rng.random() < caption_share:
                     chosen = [worlds.caption(scenes[i])]
                 else:
-                    kinds = rng.permutation(worlds.KINDS)[:5]
+                    kinds = rng.choice(worlds.KINDS, size=5, p=share)
                     chosen = [worlds.ask(scenes[i], str(kind), rng) for kind in kinds]
             lessons.append(Lesson(tuple((qa.question, qa.answer) for qa in chosen)))
+        yield pick, lessons
+
+
+def _train_language(
+    model: Any,
+    tokenizer: Any,
+    bank: Tensor,
+    batches: Iterator[tuple[list[int], list[Lesson]]],
+    steps: int,
+    lr: float,
+    name: str,
+    log: Log,
+) -> None:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    for step, optimiser in _steps(trained, lr, steps):
+        pick, lessons = next(batches)
         ids, labels = encode_lessons(tokenizer, lessons, GRID * GRID)
         with torch.autocast("cpu", torch.bfloat16):
             loss, hit = answer_loss(model, ids, labels, bank[pick].float())
         _update(optimiser, loss, trained)
         if step % 100 == 0:
-            log(f"language {step} loss {loss.item():.3f} answer tokens {hit:.3f}")
+            log(f"{name} {step} loss {loss.item():.3f} answer tokens {hit:.3f}")
 
 
 def _steps(parameters: list[Any], lr: float, steps: int) -> Any:
@@ -323,5 +356,3 @@ def _update(optimiser: Any, loss: Tensor, parameters: list[Any]) -> None:
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
 
-
-__all__ = ["IGNORE", "BaseRecipe", "make_model", "make_processor", "make_tokenizer", "train_base"]

@@ -18,34 +18,28 @@ from gazeguard.models.files import is_hub_id, weight_files
 _ADAPTER = "default"
 
 
-def attach(model: Any, folder: Path, base_name: str, base_folder: Path) -> Any:
-    """Put a LoRA adapter on its base model, unmerged and frozen.
-
-    Fully tuned modules that the adapter saves along (`modules_to_save`, such as a projector) are
-    put in and checked like the rest.
+def read_adapter(folder: Path, base_name: str, base_folder: Path) -> Any:
+    """Read an adapter's config and refuse what can be refused before the model is loaded.
 
     Args:
-        model: the loaded base model.
         folder: the adapter's folder.
         base_name: what the user called the base model.
         base_folder: the base model's folder.
 
     Returns:
-        The `peft.PeftModel`.
+        The `peft.PeftConfig`.
 
     Raises:
-        ModelError: no adapter there, an adapter of another base, or any tensor that is missing,
-            left over or of the wrong shape.
+        ModelError: no adapter there, no LoRA, or an adapter of another base.
     """
-    from peft import PeftConfig, PeftModel
-    from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftConfig
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelError(
             f"{folder} has no adapter_config.json: give a folder written by a peft model's"
             " save_pretrained()."
         )
-    stored = _tensor_names(folder)
+    _tensor_names(folder)
     try:
         config = PeftConfig.from_pretrained(folder)
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -53,7 +47,36 @@ def attach(model: Any, folder: Path, base_name: str, base_folder: Path) -> Any:
             f"{folder}/adapter_config.json cannot be used ({_first_line(error)}): copy the adapter"
             " again."
         ) from error
+    if config.peft_type is None or config.is_prompt_learning:
+        raise ModelError(
+            f"{folder}/adapter_config.json does not describe weights that are added to a model:"
+            " give a LoRA adapter."
+        )
     _check_base(config.base_model_name_or_path, base_name, base_folder, folder)
+    return config
+
+
+def attach(model: Any, folder: Path, config: Any, base_name: str) -> Any:
+    """Put an adapter on its loaded base model, unmerged and frozen.
+
+    Fully tuned modules that the adapter saves along (`modules_to_save`, such as a projector) are
+    put in and checked like the rest.
+
+    Args:
+        model: the base model.
+        folder: the adapter's folder.
+        config: from `read_adapter`.
+        base_name: what the user called the base model.
+
+    Returns:
+        The `peft.PeftModel`.
+
+    Raises:
+        ModelError: any tensor that is missing, left over or of the wrong shape.
+    """
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
     mapping = getattr(model, "_checkpoint_conversion_mapping", None) or {}
     try:
         with warnings.catch_warnings():
@@ -72,6 +95,8 @@ def attach(model: Any, folder: Path, base_name: str, base_folder: Path) -> Any:
         ) from error
     missing = [key for key in report.missing_keys if f".{_ADAPTER}" in key]
     foreign = list(report.unexpected_keys)
+    stored = _tensor_names(folder)
+    # A tensor of the base model's own is not "unexpected" to peft; the count gives it away.
     if not missing and not foreign and len(stored) != len(owned):
         missing = sorted(set(owned) - set(stored))
         foreign = sorted(set(stored) - set(owned))

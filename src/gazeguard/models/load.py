@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from gazeguard.errors import ModelError
-from gazeguard.models.adapters import attach
+from gazeguard.models.adapters import attach, read_adapter
 from gazeguard.models.files import resolve, weight_files
 from gazeguard.models.processor import load_processor
 from gazeguard.models.target import Target, as_target
@@ -45,14 +45,16 @@ def load(
     config = _config(folder, str(model), trust_remote_code)
     files = weight_files(folder)
     _check_readable(files)
+    adapter_folder = adapter_config = None
+    if adapter is not None:
+        adapter_folder = resolve(adapter)
+        adapter_config = read_adapter(adapter_folder, str(model), folder)
     processor = load_processor(folder, config, trust_remote_code)
     loaded = _weights(
         folder, config, _dtype(dtype, config, device_map), device_map, trust_remote_code
     )
-    adapter_folder = None
-    if adapter is not None:
-        adapter_folder = resolve(adapter)
-        loaded = attach(loaded, adapter_folder, str(model), folder)
+    if adapter_folder is not None:
+        loaded = attach(loaded, adapter_folder, adapter_config, str(model))
     loaded.requires_grad_(False)
     return as_target(
         loaded,
@@ -151,7 +153,7 @@ def _dtype(dtype: str | torch.dtype, config: Any, device_map: Any) -> str | torc
                 f"'{dtype}' is not a number format: use auto, float32, bfloat16 or float16."
             )
         return named
-    on_cpu = device_map is None or str(device_map) == "cpu"
+    on_cpu = device_map is None or str(device_map) == "cpu" or not torch.accelerator.is_available()
     if dtype == "auto" and on_cpu and getattr(config, "dtype", None) == torch.float16:
         return torch.float32
     return dtype

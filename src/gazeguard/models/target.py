@@ -78,8 +78,9 @@ class Target:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the token embeddings."""
-        weight: Tensor = self.base.get_input_embeddings().weight
-        return weight.device
+        device: torch.device = self.base.get_input_embeddings().weight.device
+        # Weights that accelerate keeps elsewhere look "meta"; its hooks move the inputs then.
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def attention_modules(self) -> dict[nn.Module, int]:

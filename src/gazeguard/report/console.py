@@ -46,7 +46,9 @@ def render_console(report: CleanReport) -> RenderableType:
         table.add_row(label, Text(text))
     for i, (name, path) in enumerate(report.files.items()):
         table.add_row("Files" if i == 0 else "", Text(f"{name}: {path}"))
-    lines: list[RenderableType] = [Text(headline(report) + ".", style=_STYLE[result.verdict.outcome])]
+    lines: list[RenderableType] = [
+        Text(headline(report) + ".", style=_STYLE[result.verdict.outcome])
+    ]
     why = explanation(report)
     if why:
         lines.append(Text(why))

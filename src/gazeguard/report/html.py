@@ -2,8 +2,8 @@
 
 Size is bounded whatever the data set's: binned scores, at most `MAX_ROWS` table rows with
 thumbnails of about 3 KB, at most `MAX_GALLERY` large pictures. Everything that comes from the data
-set is escaped twice over: Jinja's autoescape for text, `<`, `>`, `&` as `\\u` escapes inside the
-embedded JSON; a Content-Security-Policy with the hashes of our own script and style stops
+set is escaped twice over: Jinja's autoescape for text, `<`, `>`, `&` as Unicode escapes inside
+the embedded JSON; a Content-Security-Policy with the hashes of our own script and style stops
 whatever would slip through.
 """
 
@@ -83,7 +83,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=words.count, number=words.number, shorten=words.shorten, share=words.share
+        count=words.count,
+        number=words.number,
+        plain=words.plain,
+        shorten=words.shorten,
+        share=words.share,
     )
     environment.globals["plural"] = words.plural
     return environment

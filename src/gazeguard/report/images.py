@@ -93,7 +93,8 @@ def heat_bytes(heat: NDArray[np.floating[Any]]) -> dict[str, Any] | None:
     Returns:
         `w`, `h`; `data`: base64 of one byte per cell, 255 at the strongest; `peak`: share of the
         attention in the strongest cell; `top`: how many times an even share the strongest drawn
-        cell gets, so that pictures can share one colour scale; `x`, `y`: the middle of that cell, in [0, 1].
+        cell gets, so that pictures can share one colour scale; `x`, `y`: the middle of
+        the strongest cell, in [0, 1].
     """
     grid = np.nan_to_num(np.asarray(heat, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if grid.ndim != 2:

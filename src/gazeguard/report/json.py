@@ -13,7 +13,7 @@ number, anything else the first and the file's name):
 | `summary` | string | the verdict as one sentence |
 | `reason` | string | why, as one sentence |
 | `suspicion` | number or null | of the whole set, [0, 1], 1 = worst |
-| `threshold`, `threshold_source` | number or null, string | suspicion at or above which it is flagged |
+| `threshold`, `threshold_source` | number or null, string | flagged from here on |
 | `evidence` | array | `{message, data}` |
 | `counts` | object | `rows` = `kept` + `removed` + `skipped` |
 | `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |

@@ -125,7 +125,9 @@ def explanation(report: CleanReport) -> str:
     if verdict.outcome is Outcome.INCONCLUSIVE:
         return ""
     claim, colon, why = verdict.reason.partition(": ")
-    already_said = claim == "No sign of poisoning" or claim.endswith((" look poisoned", " looks poisoned"))
+    already_said = claim == "No sign of poisoning" or claim.endswith(
+        (" look poisoned", " looks poisoned")
+    )
     if not colon or not already_said:
         return verdict.reason
     return why[:1].upper() + why[1:]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 THUMBNAIL_GROUP = 50
 TABLE_TEXT = 300
 GALLERY_TEXT = 500
+THRESHOLD_NAMES = {"suspicion": "Suspicion", "bsi": "Separation of a layer (BSI)"}
 SKIPPED_KINDS = 50
 SKIPPED_ROWS_PER_KIND = 40
 
@@ -159,8 +160,8 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         notes.append(f"{words.plural(bins.missing, 'row')} without a finite score are not drawn.")
     if report.result.components:
         caption = (
-            "Each bar counts rows with a similar score; two separate hills mean that some rows make "
-            "the model look at pictures in a different way."
+            "Each bar counts rows with a similar score; two separate hills mean that some rows "
+            "make the model look at pictures in a different way."
         )
     else:
         caption = (
@@ -241,6 +242,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "layers_alt": _layers_alt(layers),
         "used_layers": [row.layer for row in layers if row.selected],
         "thresholds": thresholds(report),
+        "threshold_names": THRESHOLD_NAMES,
         "shown_rows": len(data["rows"]),
         "flagged_rows": int(result.is_flagged.sum()),
         "typical": None if report.typical is None else _gallery_text(report, report.typical),

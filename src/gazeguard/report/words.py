@@ -35,6 +35,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def plain(value: float | None) -> str:
+    """As few digits as it takes; an en dash where there is no number."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:g}"
+
+
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters, cut with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

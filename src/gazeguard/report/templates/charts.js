@@ -1,11 +1,12 @@
 // Charts: plain SVG at the real width, so that text keeps its size on a narrow screen.
 
-// Round steps that cover [low, high] with about `wanted` intervals.
+// Round numbers within [low, high], about `wanted` of them.
 function niceTicks(low, high, wanted) {
   const rough = (high - low) / Math.max(1, wanted);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const distance = (s) => Math.abs(Math.log(s / rough));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).sort((a, b) => distance(a) - distance(b))[0];
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) {
     ticks.push(i * step || 0); // never -0
@@ -33,6 +34,7 @@ function plot(host, width, { height, x, y, xTicks, yTicks, xLabel, yLabel, xText
     svg.append(makeSvg("text", { class: "tick", x: box.left - 8, y: sy(tick) + 4, "text-anchor": "end" }, yText(tick)));
   }
   for (const tick of xTicks) {
+    svg.append(makeSvg("line", { class: "axis", x1: sx(tick), x2: sx(tick), y1: floor, y2: floor + 4 }));
     svg.append(makeSvg("text", { class: "tick", x: sx(tick), y: floor + 18, "text-anchor": "middle" }, xText(tick)));
   }
   svg.append(makeSvg("line", { class: "axis", x1: box.left, x2: width - box.right, y1: floor, y2: floor }));
@@ -62,7 +64,7 @@ function drawHistogram(host, width, logarithmic) {
   const yTicks = [];
   if (logarithmic) for (let t = 1; t <= top * 1.3; t *= 10) yTicks.push(Math.log10(t));
   else yTicks.push(...niceTicks(0, top, 4).filter(Number.isInteger));
-  const xTicks = niceTicks(low, high, Math.max(3, Math.floor(width / 110)));
+  const xTicks = niceTicks(low, high, Math.max(4, Math.floor(width / 90)));
   const { svg, sx, sy, floor, box, inner } = plot(host, width, {
     height: 300, x: [low, high], y, xTicks, yTicks,
     xLabel: DATA.scoreName,
@@ -70,12 +72,13 @@ function drawHistogram(host, width, logarithmic) {
     xText: (v) => tickText(v, xTicks),
     yText: (v) => whole.format(logarithmic ? Math.round(10 ** v) : v),
   });
-  const barWidth = Math.max(1, inner.width / bins - 1);
+  const room = inner.width / bins;
+  const gap = Math.min(1, 0.12 * room);
   for (const [kind, counts, word] of [["kept", kept, "kept"], ["flagged", flagged, "removed"]]) {
     counts.forEach((rows, i) => {
       if (!rows) return;
       const from = low + i * step;
-      const bar = makeSvg("rect", { class: `bar ${kind}`, x: sx(from) + 0.5, width: barWidth, y: sy(lift(rows)), height: Math.max(1, floor - sy(lift(rows))) });
+      const bar = makeSvg("rect", { class: `bar ${kind}`, x: sx(from) + gap / 2, width: room - gap, y: sy(lift(rows)), height: Math.max(1, floor - sy(lift(rows))) });
       const ends = [from, from + step].map((v) => v.toPrecision(4)).join(" to ");
       bar.append(makeSvg("title", {}, `${ends}: ${whole.format(rows)} ${word}`));
       svg.append(bar);
@@ -84,10 +87,14 @@ function drawHistogram(host, width, logarithmic) {
   const points = Math.max(120, Math.floor(inner.width / 2));
   for (const part of fits) {
     let path = "";
+    let open = false;
     for (let i = 0; i <= points; i += 1) {
       const x = low + ((high - low) * i) / points;
-      const height = Math.max(box.top, Math.min(floor, sy(lift(curve(part, x)))));
-      path += `${i ? "L" : "M"}${sx(x).toFixed(1)} ${height.toFixed(1)}`;
+      const height = Math.max(box.top, sy(lift(curve(part, x))));
+      // Tails that lie on the axis say nothing and hide the axis.
+      const visible = height < floor - 0.75;
+      if (visible) path += `${open ? "L" : "M"}${sx(x).toFixed(1)} ${height.toFixed(1)}`;
+      open = visible;
     }
     svg.append(makeSvg("path", { class: `curve ${part.suspicious ? "flagged" : "kept"}`, d: path }));
   }
@@ -124,7 +131,6 @@ function drawSeparation(host, width) {
   });
   if (limit !== null) {
     svg.append(makeSvg("line", { class: "threshold", x1: box.left, x2: width - box.right, y1: sy(limit), y2: sy(limit) }));
-    svg.append(makeSvg("text", { class: "threshold-text", x: width - box.right, y: sy(limit) - 6, "text-anchor": "end" }, `threshold ${limit}`));
   }
 }
 

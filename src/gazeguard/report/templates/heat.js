@@ -18,7 +18,7 @@ function paintHeat(canvas, heat, strongest) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(heat.w, heat.h);
   cells.forEach((cell, i) => {
-    const value = Math.sqrt(((cell / 255) * heat.top) / strongest);
+    const value = (((cell / 255) * heat.top) / strongest) ** 0.75;
     pixels.data.set(heatColour(Math.min(1, value)), 4 * i);
   });
   context.putImageData(pixels, 0, 0);

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from gazeguard.report.console import render_console
+from gazeguard.report.model import CleanReport
+from gazeguard.types import Outcome
+from tests.unit.report_fixture import make_report
+
+
+def shown(report: CleanReport, width: int = 100) -> str:
+    stream = StringIO()
+    Console(file=stream, no_color=True, width=width, legacy_windows=False).print(
+        render_console(report)
+    )
+    return stream.getvalue()
+
+
+def test_summary_of_a_flagged_set_says_everything_without_colour() -> None:
+    text = shown(make_report())
+    assert text.splitlines()[0] == "150 of 1,500 rows look poisoned and were removed."
+    assert "1,500 read: 1,338 kept, 150 removed (10.0 %), 12 skipped" in text
+    assert "2 of 6 used (0, 1); strongest separation 6.60 in layer 0" in text
+    assert "kept.json" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "first"),
+    [
+        (Outcome.CLEAN, "No sign of poisoning: nothing was removed."),
+        (Outcome.INCONCLUSIVE, "Could not decide: 12 rows could be measured"),
+    ],
+)
+def test_first_line_is_the_verdict(outcome: Outcome, first: str) -> None:
+    text = shown(make_report(outcome))
+    assert text.startswith(first)
+    assert "none of 6 used" in text
+
+
+def test_the_reason_is_not_said_twice() -> None:
+    text = shown(make_report(Outcome.CLEAN))
+    assert text.count("No sign of poisoning") == 1
+    assert "The rows form one group (separation 0.92, 2 is needed)." in text
+
+
+def test_brackets_in_paths_are_text_not_markup() -> None:
+    report = make_report(n=60, poisoned=6)
+    files = {"kept": "out/[bold]run[/bold]/kept.json"}
+    object.__setattr__(report, "files", files)
+    assert "[bold]run[/bold]" in shown(report)
+
+
+def test_reasons_of_skipped_rows_are_counted() -> None:
+    assert "4: The row has no image." in shown(make_report())
+
+
+def test_narrow_terminals_lose_nothing() -> None:
+    assert "verdicts.parquet" in shown(make_report(), width=40).replace("\n", "")

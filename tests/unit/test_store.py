@@ -1,0 +1,138 @@
+"""Blocks on disk: whole or absent, valid for one identity, damage noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from gazeguard.errors import UsageError
+from gazeguard.probe import store
+from gazeguard.probe.store import BlockStore, locked, write_bytes
+
+
+def table(*rows: int) -> pa.Table:
+    return pa.table({"row": list(rows)})
+
+
+def opened(folder: Path, resume: bool = True, **identity: object) -> tuple[BlockStore, list[str]]:
+    made = BlockStore(folder, identity)
+    return made, made.begin(resume=resume)
+
+
+def test_a_block_comes_back_in_another_run(tmp_path: Path) -> None:
+    first, changed = opened(tmp_path, model="a")
+    assert changed == []
+    assert first.read(0, 2) is None
+    first.write(0, 2, table(0, 1))
+    assert first.read(0, 2) == table(0, 1)
+    second, changed = opened(tmp_path, model="a")
+    assert changed == []
+    assert second.read(0, 2) == table(0, 1)
+    assert second.read(0, 3) is None, "another range is another block"
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        ({"model": "b", "size": 8}, ["model"]),
+        ({"model": "a", "size": 4}, ["size"]),
+        ({"model": "b", "size": 4}, ["model", "size"]),
+        ({"model": "a"}, ["size"]),
+    ],
+)
+def test_another_identity_drops_the_blocks_and_is_named(
+    tmp_path: Path, now: dict[str, object], named: list[str]
+) -> None:
+    first, _ = opened(tmp_path, model="a", size=8)
+    first.write(0, 1, table(0))
+    second, changed = opened(tmp_path, **now)
+    assert changed == named
+    assert second.read(0, 1) is None
+    third, changed = opened(tmp_path, **now)
+    assert changed == [], "the new identity took the old one's place"
+    assert third.read(0, 1) is None
+
+
+def test_a_change_before_anything_was_measured_needs_no_words(tmp_path: Path) -> None:
+    opened(tmp_path, model="a")
+    _, changed = opened(tmp_path, model="b")
+    assert changed == []
+    again, _ = opened(tmp_path, model="b")
+    again.write(0, 1, table(0))
+    assert opened(tmp_path, model="b")[0].read(0, 1) == table(0)
+
+
+def test_without_resume_nothing_is_reused(tmp_path: Path) -> None:
+    first, _ = opened(tmp_path, model="a")
+    first.write(0, 1, table(0))
+    second, changed = opened(tmp_path, resume=False, model="a")
+    assert changed == []
+    assert second.read(0, 1) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '"text"'])
+def test_blocks_under_an_unreadable_marker_are_not_trusted(tmp_path: Path, content: str) -> None:
+    first, _ = opened(tmp_path, model="a")
+    first.write(0, 1, table(0))
+    (tmp_path / "run.json").write_text(content)
+    second, changed = opened(tmp_path, model="a")
+    assert changed == ["run.json"]
+    assert second.read(0, 1) is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_block_is_no_block(tmp_path: Path, damage: str) -> None:
+    first, _ = opened(tmp_path, model="a")
+    first.write(0, 100, table(*range(100)))
+    (path,) = tmp_path.glob("rows-*.parquet")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"flip": bytes(data), "cut": bytes(data[:-5]), "empty": b""}[damage])
+    second, _ = opened(tmp_path, model="a")
+    assert second.read(0, 100) is None
+    second.write(0, 100, table(*range(100)))
+    assert second.read(0, 100) == table(*range(100))
+
+
+def test_equal_tables_make_equal_files(tmp_path: Path) -> None:
+    assert store.parquet_bytes(table(1, 2)) == store.parquet_bytes(table(1, 2))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "plain").write_bytes(b"")
+    modes = {(tmp_path / name).stat().st_mode for name in ("ours", "plain")}
+    assert len(modes) == 1, "a temporary file's private mode must not stay"
+
+
+def test_a_folder_holds_one_run_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with (
+        locked(tmp_path / "work"),
+        pytest.raises(UsageError, match="Another run"),
+        locked(tmp_path / "work"),
+    ):
+        pass
+    with locked(tmp_path / "work"):
+        pass  # free again
