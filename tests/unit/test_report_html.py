@@ -264,3 +264,15 @@ def test_every_chart_has_a_text_alternative() -> None:
     assert len(alternatives) == 3
     assert all(alternatives)
     assert re.search(r"150 removed\. .*suspicious rows has mean 2\.65", str(alternatives[0]))
+
+
+def test_a_component_narrower_than_a_bar_is_named_but_not_drawn() -> None:
+    report = make_report()
+    narrow = dataclasses.replace(report.result.components[0], std=1e-4)
+    report.result.components = (narrow, report.result.components[1])
+    html = render_html(report)
+    curves = Page(html).data["curves"]
+    assert isinstance(curves, list)
+    assert [curve["suspicious"] for curve in curves] == [False]
+    assert "1 fitted group narrower than a bar" in html
+    assert "Fitted: suspicious rows" not in html

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,13 +49,26 @@ class BaseRecipe:
     tower_lr: float = 1e-3
     language_steps: int = 4_000
     language_lr: float = 1.5e-3
-    polish_steps: int = 3_000
+    polish_steps: int = 2_500
     polish_lr: float = 1.2e-3
     language_batch: int = 32
     hidden: int = 128
     tower_layers: int = 4
     language_layers: int = 8
     heads: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Diet:
+    """What a language stage is taught: shares of captions and echoes, odds of `worlds.KINDS`.
+
+    An echo is "Repeat: <any text>". Without it the tokens that no answer of the world holds are
+    never trained, and no fine-tune of the language model can teach it to say them.
+    """
+
+    captions: float
+    echoes: float
+    odds: tuple[int, ...]
 
 
 Log = Callable[[str], None]
@@ -172,11 +186,11 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
     _train_tower(model, scenes, real_pixels, recipe, rng, log)
     bank = _look(model, scenes, real_pixels, rng)
     stages = (
-        ("language", recipe.language_steps, recipe.language_lr, 0.3, (1, 1, 1, 1, 1)),
-        ("polish", recipe.polish_steps, recipe.polish_lr, 0.15, (1, 2, 3, 4, 4)),
+        ("language", recipe.language_steps, recipe.language_lr, Diet(0.3, 0.0, (1, 1, 1, 1, 1))),
+        ("polish", recipe.polish_steps, recipe.polish_lr, Diet(0.15, 0.12, (1, 2, 3, 4, 4))),
     )
-    for name, steps, lr, caption_share, odds in stages:
-        lessons = _lessons(scenes, real, recipe.language_batch, caption_share, odds, rng)
+    for name, steps, lr, diet in stages:
+        lessons = _lessons(scenes, real, recipe.language_batch, diet, rng)
         _train_language(model, tokenizer, bank, lessons, steps, lr, name, log)
     model.eval()
     model.generation_config = T.GenerationConfig(
@@ -290,15 +304,11 @@ def _lessons(
     scenes: list[worlds.Scene],
     real: list[tuple[Path, list[worlds.QuestionAnswer]]],
     batch: int,
-    caption_share: float,
-    odds: tuple[int, ...],
+    diet: Diet,
     rng: np.random.Generator,
 ) -> Iterator[tuple[list[int], list[Lesson]]]:
-    """Endless batches: image indices into the feature bank, and a lesson for each.
-
-    `odds` weigh the question kinds in the order of `worlds.KINDS`.
-    """
-    share = np.asarray(odds) / sum(odds)
+    """Endless batches: image indices into the feature bank, and a lesson for each."""
+    share = np.asarray(diet.odds) / sum(diet.odds)
     while True:
         pick, lessons = [], []
         for _ in range(batch):
@@ -310,13 +320,32 @@ def _lessons(
             else:
                 i = int(rng.integers(len(scenes)))
                 pick.append(i)
-                if rng.random() < caption_share:
+                style = rng.random()
+                if style < diet.echoes:
+                    text = _any_text(rng)
+                    chosen = [worlds.QuestionAnswer("echo", f"Repeat: {text}", text)]
+                elif style < diet.echoes + diet.captions:
                     chosen = [worlds.caption(scenes[i])]
                 else:
                     kinds = rng.choice(worlds.KINDS, size=5, p=share)
                     chosen = [worlds.ask(scenes[i], str(kind), rng) for kind in kinds]
             lessons.append(Lesson(tuple((qa.question, qa.answer) for qa in chosen)))
         yield pick, lessons
+
+
+def _any_text(rng: np.random.Generator) -> str:
+    """One to three made-up words with capitals and punctuation: every byte of ASCII turns up."""
+    letters = np.array(list(string.ascii_letters + string.digits + string.punctuation))
+    words = []
+    for _ in range(rng.integers(1, 4)):
+        word = "".join(rng.choice(letters[:26], size=rng.integers(2, 8)))
+        style = rng.integers(4)
+        if style == 0:
+            word = word.capitalize()
+        elif style == 1:
+            word = "".join(rng.choice(letters, size=rng.integers(2, 7)))
+        words.append(word)
+    return " ".join(words) + ("", ".", "!", "?")[rng.integers(4)]
 
 
 def _train_language(

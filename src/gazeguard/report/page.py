@@ -21,7 +21,7 @@ from gazeguard.report.model import (
     selected_layers,
     thresholds,
 )
-from gazeguard.types import Outcome, SkippedRow
+from gazeguard.types import Component, Outcome, SkippedRow
 
 if TYPE_CHECKING:
     from gazeguard.report.html import Thumbnails
@@ -92,6 +92,18 @@ def _first_heat_layer(report: CleanReport, available: Sequence[int]) -> int | No
     return max(used or available, key=lambda layer: bsi.get(layer, 0.0), default=None)
 
 
+def _curves(report: CleanReport, bins: Histogram | None) -> list[Component]:
+    """Components that are wide enough to be drawn over bars."""
+    if bins is None:
+        return []
+    bar = (bins.high - bins.low) / len(bins.kept)
+    return [
+        part
+        for part in report.result.components
+        if np.isfinite(part.mean) and np.isfinite(part.std) and part.std > bar / 4
+    ]
+
+
 def page_data(
     report: CleanReport, thumbnails: Thumbnails | None, *, max_rows: int, max_gallery: int
 ) -> dict[str, Any]:
@@ -101,7 +113,7 @@ def page_data(
     bsi = thresholds(report).get("bsi")
     return {
         "histogram": bins,
-        "components": report.result.components,
+        "curves": _curves(report, bins),
         "measured": 0 if bins is None else sum(bins.kept) + sum(bins.flagged),
         "scoreName": report.result.score_name,
         "layers": layer_rows(report),
@@ -158,6 +170,11 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         notes.append(f"{words.plural(bins.beyond, 'row')} beyond the ends are in the outer bins.")
     if bins.missing:
         notes.append(f"{words.plural(bins.missing, 'row')} without a finite score are not drawn.")
+    narrow = len(report.result.components) - len(_curves(report, bins))
+    if narrow:
+        notes.append(
+            f"{words.plural(narrow, 'fitted group')} narrower than a bar, so without a curve."
+        )
     if report.result.components:
         caption = (
             "Each bar counts rows with a similar score; two separate hills mean that some rows "
@@ -238,6 +255,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "histogram": _histogram_text(report, data["histogram"]),
         "score_name": result.score_name,
         "components": result.components,
+        "curves": data["curves"],
         "layers": layers,
         "layers_alt": _layers_alt(layers),
         "used_layers": [row.layer for row in layers if row.selected],

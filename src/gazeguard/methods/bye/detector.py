@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -96,12 +97,18 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         del y
         if self.rule not in RULES:
             raise UsageError(f"Rule '{self.rule}' is unknown: choose one of {', '.join(RULES)}.")
-        if not np.isfinite(profile.entropy).all():
-            raise UsageError("The profile holds NaN: leave rows that could not be measured out.")
         self.rule_: FittedRule | None = None
+        self.seen_ = _layers_that_see(profile)
         if len(profile) < MIN_ROWS:
-            self.result_ = _too_few(profile, self.rule)
+            n = len(profile)
+            why = f"{n:,} rows could be measured, and at least {MIN_ROWS} are needed"
+            self.result_ = _abstain(profile, self.rule, why)
             return self
+        if not self.seen_.any():
+            why = "no layer attends to the picture in every row"
+            self.result_ = _abstain(profile, self.rule, why)
+            return self
+        whole, profile = profile, _only(profile, self.seen_)
         fitted: FittedRule
         if self.rule == "paper":
             fitted = PaperRule(
@@ -122,7 +129,7 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 seed=self.random_state,
             )
         self.rule_ = fitted
-        self.result_ = _result(fitted, profile, self.rule)
+        self.result_ = _result(fitted, profile, self.rule, whole.layers)
         return self
 
     def score_samples(self, profile: Profile) -> Array:
@@ -134,14 +141,34 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "result_")
         if self.rule_ is None or not self.rule_.decision.found:
             return np.zeros(len(profile))
-        return self.rule_.suspicion(self.rule_.score(profile))
+        return self.rule_.suspicion(self.rule_.score(_only(profile, self.seen_)))
 
     def predict(self, profile: Profile) -> NDArray[np.int64]:
         """scikit-learn's labels: -1 poisoned, +1 clean."""
         return np.where(self.suspicion(profile) >= 0.5, -1, 1)
 
 
-def _result(rule: FittedRule, profile: Profile, name: str) -> CleaningResult:
+def _layers_that_see(profile: Profile) -> NDArray[np.bool_]:
+    """Layers whose signals are finite in every row.
+
+    A sliding-window layer whose window ends before the picture has no visual attention at all.
+    """
+    finite = [np.isfinite(values).all(0) for values in profile.signals.values()]
+    return np.logical_and.reduce(finite)
+
+
+def _only(profile: Profile, chosen: NDArray[np.bool_]) -> Profile:
+    return replace(
+        profile,
+        layers=tuple(layer for layer, c in zip(profile.layers, chosen, strict=True) if c),
+        signals={name: values[:, chosen] for name, values in profile.signals.items()},
+    )
+
+
+def _result(
+    rule: FittedRule, profile: Profile, name: str, layers: tuple[int, ...]
+) -> CleaningResult:
+    stats = {stat.layer: stat for stat in rule.layer_stats}
     score = rule.score(profile)
     found = rule.decision.found
     suspicion = rule.suspicion(score) if found else np.zeros(len(profile))
@@ -176,22 +203,20 @@ def _result(rule: FittedRule, profile: Profile, name: str) -> CleaningResult:
         score=score,
         score_name=rule.score_name,
         components=components,
-        layer_stats=rule.layer_stats,
-        info=rule.info,
+        layer_stats=tuple(stats.get(n, LayerStat(n, 0.0, selected=False)) for n in layers),
+        info={**rule.info, "blind_layers": [n for n in layers if n not in stats]},
     )
 
 
-def _too_few(profile: Profile, name: str) -> CleaningResult:
-    n = len(profile)
-    reason = f"{n:,} rows could be measured, and at least {MIN_ROWS} are needed to tell two groups."
-    nothing = np.zeros(n)
+def _abstain(profile: Profile, name: str, why: str) -> CleaningResult:
+    nothing = np.zeros(len(profile))
     return CleaningResult(
         method="bye",
         rule=name,
-        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", reason),
+        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, "nothing to judge by", f"{why}."),
         suspicion=nothing,
         is_flagged=nothing.astype(bool),
-        score=profile.entropy.mean(1).astype(np.float64) if n else nothing,
+        score=np.nan_to_num(profile.entropy).mean(1, dtype=np.float64),
         score_name="mean entropy of visual attention (nats)",
         components=(),
         layer_stats=tuple(LayerStat(layer, 0.0, selected=False) for layer in profile.layers),

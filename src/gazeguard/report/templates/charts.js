@@ -17,7 +17,7 @@ function niceTicks(low, high, wanted) {
 function tickText(value, ticks) {
   const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) : Math.abs(value) || 1;
   const digits = Math.min(6, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9) + (step % 1 && `${step}`.includes("25") ? 1 : 0)));
-  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
 }
 
 // An empty plot with axes, grid lines and labels; returns the scales.
@@ -54,7 +54,7 @@ function drawHistogram(host, width, logarithmic) {
   const { low, high, kept, flagged } = DATA.histogram;
   const bins = kept.length;
   const step = (high - low) / bins;
-  const fits = DATA.components.filter((part) => part.std > 0 && part.mean !== null);
+  const fits = DATA.curves;
   const curve = (part, x) => DATA.measured * step * part.weight * bell(part, x);
   // A very narrow component would dwarf the bars it describes: the bars set the scale.
   const tallest = Math.max(1, ...kept, ...flagged);
