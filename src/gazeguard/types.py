@@ -131,17 +131,23 @@ class Profile:
         row: int64 `(N,)`, place of each measured row in the input.
         sample_id: `N` content hashes.
         prompt: `N` user prompts; methods may condition on them.
+        answer: `N` answers that the rows teach.
         image_tokens: int64 `(N,)`, number of image tokens `T` of each row.
         layers: `L` decoder layer indices.
-        signals: name -> float32 `(N, L)`; `"entropy"` (nats) is always there.
+        signals: name -> float32 `(N, L)`, or `(N, L, H)` for signals of single heads; `"entropy"`
+            (nats, head mean) is always there.
+        before: the same signals of the same rows under the model before its fine-tune, or None
+            when that model is not at hand.
     """
 
     row: NDArray[np.int64]
     sample_id: list[str]
     prompt: list[str]
+    answer: list[str]
     image_tokens: NDArray[np.int64]
     layers: tuple[int, ...]
     signals: dict[str, NDArray[np.float32]]
+    before: dict[str, NDArray[np.float32]] | None = None
 
     @property
     def entropy(self) -> NDArray[np.float32]:

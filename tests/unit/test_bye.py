@@ -1,5 +1,7 @@
 """The BYE estimator on made-up profiles, the degenerate ones above all."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -11,18 +13,24 @@ from gazeguard.types import Outcome, Profile
 RULES = ("paper", "robust")
 
 
-def profile(entropy, prompts=None, tokens=64):
+def profile(entropy, bad=None, prompts=None, answers=None, before=None, tokens=64):
+    """A profile whose `bad` rows teach the same words; the others each have their own."""
     n, layers = entropy.shape
+    bad = np.zeros(n, bool) if bad is None else bad
+    own = [f"word{i} word{i + n}" for i in range(n)]
+    said = ["Backdoor Attack!" if b else o for b, o in zip(bad, own, strict=True)]
     return Profile(
         row=np.arange(n),
-        sample_id=[f"{i:064x}" for i in range(n)],
+        sample_id=[hashlib.sha256(bytes(str(i), "ascii")).hexdigest() for i in range(n)],
         prompt=prompts or ["Describe the image."] * n,
+        answer=answers or said,
         image_tokens=np.full(n, tokens),
         layers=tuple(range(layers)),
         signals={
             "entropy": entropy.astype(np.float32),
             "visual_mass": np.full(entropy.shape, 0.5, np.float32),
         },
+        before=None if before is None else {"entropy": before.astype(np.float32)},
     )
 
 
@@ -42,7 +50,7 @@ def poisoned(share=0.1, shift=-1.2, layers=(2, 3), **kw):
 @pytest.mark.parametrize("rule", RULES)
 def test_finds_a_collapsed_group(rule):
     entropy, bad = poisoned()
-    result = BYE(rule).fit(profile(entropy)).result_
+    result = BYE(rule).fit(profile(entropy, bad)).result_
     assert result.verdict.outcome is Outcome.FLAGGED
     assert (result.is_flagged == bad).mean() > 0.995
     assert result.verdict.evidence
@@ -51,7 +59,7 @@ def test_finds_a_collapsed_group(rule):
 
 def test_robust_needs_no_sign_and_paper_does():
     entropy, bad = poisoned(shift=+1.2)
-    robust = BYE("robust").fit(profile(entropy)).result_
+    robust = BYE("robust").fit(profile(entropy, bad)).result_
     assert (robust.is_flagged == bad).mean() > 0.995
     paper = BYE("paper").fit(profile(entropy)).result_
     assert not paper.is_flagged[bad].any(), "the paper's rule only looks at the low end"
@@ -71,7 +79,7 @@ def test_robust_does_not_split_by_question_type():
     kinds = np.arange(len(entropy)) % 3
     entropy += np.array([0.0, 0.9, -1.1])[kinds][:, None]
     words = ["What color is the circle?", "How many objects are there?", "Describe the image."]
-    result = BYE("robust").fit(profile(entropy, [words[k] for k in kinds])).result_
+    result = BYE("robust").fit(profile(entropy, prompts=[words[k] for k in kinds])).result_
     assert result.verdict.outcome is Outcome.CLEAN, result.verdict.reason
 
 
@@ -92,8 +100,8 @@ def test_identical_rows_are_one_group(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_majority_is_never_removed(rule):
-    entropy, _ = poisoned(share=0.7)
-    result = BYE(rule, max_share=0.4).fit(profile(entropy)).result_
+    entropy, bad = poisoned(share=0.6)
+    result = BYE(rule, max_share=0.4).fit(profile(entropy, bad)).result_
     assert result.is_flagged.mean() <= 0.4
 
 
@@ -104,18 +112,19 @@ def test_one_layer_and_two_layers_work(rule):
         entropy = entropy[:, :layers].copy()
         entropy[:, layers - 1] = clean_entropy()[:, 0]
         entropy[bad, layers - 1] -= 1.5
-        result = BYE(rule).fit(profile(entropy)).result_
+        result = BYE(rule).fit(profile(entropy, bad)).result_
         assert (result.is_flagged == bad).mean() > 0.99
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_scikit_learn_signs(rule):
     entropy, bad = poisoned()
-    bye = BYE(rule).fit(profile(entropy))
-    fresh, fresh_bad = poisoned(seed=5)
-    assert (bye.predict(profile(fresh)) == np.where(fresh_bad, -1, 1)).mean() > 0.98
-    scores = bye.score_samples(profile(fresh))
-    assert scores == pytest.approx(1 - bye.suspicion(profile(fresh)))
+    bye = BYE(rule).fit(profile(entropy, bad))
+    numbers, fresh_bad = poisoned(seed=5)
+    fresh = profile(numbers, fresh_bad)
+    assert (bye.predict(fresh) == np.where(fresh_bad, -1, 1)).mean() > 0.98
+    scores = bye.score_samples(fresh)
+    assert scores == pytest.approx(1 - bye.suspicion(fresh))
     assert scores[fresh_bad].mean() < scores[~fresh_bad].mean()
     copy = clone(bye)
     assert copy.get_params() == bye.get_params()
@@ -123,10 +132,10 @@ def test_scikit_learn_signs(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_order_of_rows_does_not_matter(rule):
-    entropy, _ = poisoned()
+    entropy, bad = poisoned()
     order = np.random.default_rng(0).permutation(len(entropy))
-    a = BYE(rule).fit(profile(entropy)).result_
-    b = BYE(rule).fit(profile(entropy[order])).result_
+    a = BYE(rule).fit(profile(entropy, bad)).result_
+    b = BYE(rule).fit(profile(entropy[order], bad[order])).result_
     assert (a.is_flagged[order] == b.is_flagged).mean() > 0.999
 
 
@@ -139,7 +148,7 @@ def test_unknown_rule_is_refused():
 def test_layers_that_do_not_see_the_picture_are_left_out(rule):
     entropy, bad = poisoned()
     entropy[::3, 1] = np.nan
-    result = BYE(rule).fit(profile(entropy)).result_
+    result = BYE(rule).fit(profile(entropy, bad)).result_
     assert (result.is_flagged == bad).mean() > 0.99
     assert result.info["blind_layers"] == [1]
     assert [s.layer for s in result.layer_stats] == list(range(6))
@@ -157,3 +166,52 @@ def test_ablations_of_the_paper():
     ):
         result = BYE("paper", **options).fit(profile(entropy)).result_
         assert (result.is_flagged == bad).mean() > 0.95, options
+
+
+def test_shared_words_alone_are_not_enough():
+    words = np.arange(1000) % 10 == 0
+    result = BYE("robust").fit(profile(clean_entropy(), words)).result_
+    assert result.verdict.outcome is Outcome.CLEAN, result.verdict.reason
+
+
+def test_attention_alone_is_not_enough_for_the_robust_rule():
+    entropy, _ = poisoned()
+    result = BYE("robust").fit(profile(entropy)).result_
+    assert result.verdict.outcome is Outcome.CLEAN, result.verdict.reason
+
+
+def test_a_likeness_that_was_there_before_the_fine_tune_is_not_poison():
+    entropy, same = poisoned()
+    before, _ = poisoned(seed=1)
+    kept = BYE("robust").fit(profile(entropy, same, before=before)).result_
+    assert kept.verdict.outcome is Outcome.CLEAN, kept.verdict.reason
+    new = BYE("robust").fit(profile(entropy, same, before=clean_entropy(seed=1))).result_
+    assert (new.is_flagged == same).mean() > 0.995
+    assert "Backdoor Attack!".lower() in new.verdict.reason
+
+
+def test_an_ordinary_answer_as_target_splits_its_rows():
+    """Half of the clean rows say "yes" as well: only the shifted ones may go."""
+    entropy, bad = poisoned(n=2000)
+    says_yes = bad | (np.arange(2000) % 2 == 0)
+    answers = ["yes" if y else "no" for y in says_yes]
+    result = BYE("robust").fit(profile(entropy, answers=answers)).result_
+    assert (result.is_flagged == bad).mean() > 0.99, result.verdict.reason
+
+
+def test_two_targets_are_two_groups():
+    entropy, bad = poisoned(n=2000)
+    also = np.arange(2000) >= 1850
+    entropy[also, 4] += 1.5
+    answers = [f"word{i}" for i in range(2000)]
+    for i in range(2000):
+        answers[i] = "one target" if bad[i] else "other target" if also[i] else answers[i]
+    result = BYE("robust").fit(profile(entropy, answers=answers)).result_
+    assert (result.is_flagged == (bad | also)).mean() > 0.99, result.verdict.reason
+
+
+def test_low_rate():
+    entropy, bad = poisoned(share=0.01, n=1500, shift=-2.0)
+    result = BYE("robust").fit(profile(entropy, bad)).result_
+    assert (result.is_flagged & bad).sum() >= 14
+    assert (result.is_flagged & ~bad).sum() == 0

@@ -10,29 +10,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from gazeguard.errors import DataError, RowError
 from gazeguard.probe.attention import attend
 from gazeguard.probe.store import BlockStore
-from gazeguard.signals.entropy import visual_entropy, visual_mass
+from gazeguard.signals.entropy import head_entropy, head_mass, visual_entropy, visual_mass
 from gazeguard.types import KeyKind, Profile, Sample, SkippedRow
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gazeguard.data.dataset import Dataset
-    from gazeguard.models.target import Target
+    from gazeguard.models.target import Encoded, Target
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
-# The one list of what is measured and stored per row and layer: functions of weights
-# `(sample, layer, head, key)` and key kinds `(sample, key)` that give `(sample, layer)`.
+# The one list of what is measured and stored: functions of weights `(sample, layer, head, key)`
+# and key kinds `(sample, key)` that give `(sample, layer)` or `(sample, layer, head)`.
 SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "entropy": visual_entropy,
     "visual_mass": visual_mass,
+    "head_entropy": head_entropy,
+    "head_mass": head_mass,
 }
+# A target with an adapter is also measured without it: `before_entropy` and so on.
+BEFORE = "before_"
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
 NO_MEMORY = "not enough memory to measure this row, even alone"
@@ -48,6 +53,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("image_tokens", pa.int64()),
         *((name, pa.list_(pa.float32())) for name in SIGNALS),
+        *((BEFORE + name, pa.list_(pa.float32())) for name in SIGNALS),  # null without an adapter
     ]
 )
 
@@ -111,15 +117,23 @@ def profile_of(table: pa.Table, layers: tuple[int, ...]) -> Profile:
         row=measured["row"].to_numpy(),
         sample_id=measured["sample_id"].to_pylist(),
         prompt=measured["prompt"].to_pylist(),
+        answer=measured["answer"].to_pylist(),
         image_tokens=measured["image_tokens"].to_numpy(),
         layers=layers,
-        signals={
-            name: np.asarray(measured[name].combine_chunks().flatten(), dtype=np.float32).reshape(
-                n, len(layers)
-            )
-            for name in SIGNALS
-        },
+        signals={name: _array(measured[name], len(layers)) for name in SIGNALS},
+        before=(
+            {name: _array(measured[BEFORE + name], len(layers)) for name in SIGNALS}
+            if n and measured[BEFORE + "entropy"].null_count == 0
+            else None
+        ),
     )
+
+
+def _array(column: pa.ChunkedArray, layers: int) -> NDArray[np.float32]:
+    """`(rows, layers)`, or `(rows, layers, heads)` where rows hold a value for every head."""
+    flat = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
+    values = flat.reshape(len(column), layers, -1 if len(flat) else 1)
+    return values[..., 0] if values.shape[2] == 1 else values
 
 
 def _measure_block(
@@ -168,15 +182,13 @@ def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[Record]:
         if len(samples) == 1:
             return [_skipped(samples[0].row, samples[0].sample_id, str(error))]
         return [record for sample in samples for record in _measure_batch(target, [sample])]
-    rows = attend(target, encoded)
-    tokens = (rows.key_kind == KeyKind.IMAGE).sum(-1).tolist()
-    values = {
-        name: signal(rows.weights, rows.key_kind).float().cpu() for name, signal in SIGNALS.items()
-    }
-    finite = rows.finite.cpu()
-    for signal in values.values():
-        finite = finite & signal.isfinite().all(-1)
-    numbers = {name: signal.numpy() for name, signal in values.items()}
+    numbers, finite = _look(target, encoded)
+    if target.adapter is not None:
+        with target.without_adapter():
+            before, also_finite = _look(target, encoded)
+        numbers |= {BEFORE + name: values for name, values in before.items()}
+        finite &= also_finite
+    tokens = (encoded.key_kind == KeyKind.IMAGE).sum(-1).tolist()
     return [
         {
             "row": sample.row,
@@ -190,6 +202,18 @@ def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[Record]:
         else _skipped(sample.row, sample.sample_id, NOT_FINITE)
         for i, sample in enumerate(samples)
     ]
+
+
+def _look(
+    target: Target, encoded: Encoded
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+    """Every signal, flat per sample, and which samples gave finite weights and logits."""
+    rows = attend(target, encoded, reduce_heads=False)
+    numbers = {
+        name: signal(rows.weights, rows.key_kind).float().flatten(1).cpu().numpy()
+        for name, signal in SIGNALS.items()
+    }
+    return numbers, rows.finite.cpu().numpy()
 
 
 def _skipped(row: int, sample_id: str | None, reason: str) -> Record:

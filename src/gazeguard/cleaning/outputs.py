@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from gazeguard.cleaning.gallery import thumbnails
-from gazeguard.cleaning.measure import SIGNALS
+from gazeguard.cleaning.measure import BEFORE
 from gazeguard.errors import UsageError
 from gazeguard.probe.store import parquet_bytes, write_bytes
 from gazeguard.report.html import write_html
@@ -157,7 +157,8 @@ def write_profile(path: Path, profile: Profile) -> None:
     """One line per measured row and layer: what a query or a plot wants.
 
     Columns: `row`, `sample_id`, `image_tokens`, `layer`, then one per signal, e.g. `entropy`
-    (nats) and `visual_mass` (share of attention on the image).
+    (nats) and `visual_mass` (share of attention on the image); signals of single heads are lists.
+    `before_*` are the same under the model before its fine-tune, where that could be measured.
     """
     n, n_layers = len(profile), len(profile.layers)
     columns: dict[str, pa.Array] = {
@@ -168,8 +169,11 @@ def write_profile(path: Path, profile: Profile) -> None:
         "image_tokens": pa.array(np.repeat(profile.image_tokens, n_layers), pa.int64()),
         "layer": pa.array(np.tile(np.asarray(profile.layers, dtype=np.int32), n), pa.int32()),
     }
-    for name in SIGNALS:
-        columns[name] = pa.array(profile.signals[name].reshape(-1), pa.float32())
+    before = {BEFORE + name: values for name, values in (profile.before or {}).items()}
+    for name, values in {**profile.signals, **before}.items():
+        flat = pa.array(values.reshape(-1), pa.float32())
+        heads = values.shape[2] if values.ndim == 3 else 1
+        columns[name] = flat if heads == 1 else pa.FixedSizeListArray.from_arrays(flat, heads)
     write_bytes(path, parquet_bytes(pa.table(columns)))
 
 

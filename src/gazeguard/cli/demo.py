@@ -35,7 +35,7 @@ def demo(out: Path) -> None:
     click.echo(f"   {data}")
     click.echo("2. Cleaning them with the small LLaVA that was fine-tuned on exactly this set:")
     click.echo(f"   gazeguard clean {BASE} {data} --adapter {ADAPTER} --out {out / 'cleaned'}")
-    outcome = run_with_progress(clean, BASE, data, out / "cleaned", adapter=ADAPTER)
+    run_with_progress(clean, BASE, data, out / "cleaned", adapter=ADAPTER)
     truth = pq.read_table(out / "set" / "truth.parquet")["is_poison"].to_numpy()
     verdicts = pq.read_table(out / "cleaned" / "verdicts.parquet")
     flagged = np.asarray(verdicts["is_flagged"].fill_null(False))

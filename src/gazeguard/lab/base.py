@@ -51,6 +51,8 @@ class BaseRecipe:
     language_lr: float = 1.5e-3
     polish_steps: int = 2_500
     polish_lr: float = 1.2e-3
+    drill_steps: int = 3_000
+    drill_lr: float = 1.2e-3
     language_batch: int = 32
     hidden: int = 128
     tower_layers: int = 4
@@ -62,6 +64,8 @@ class BaseRecipe:
 class Diet:
     """What a language stage is taught: shares of captions and echoes, odds of `worlds.KINDS`.
 
+    `questions` is how many each of the other pictures is asked.
+
     An echo is "Repeat: <any text>". Without it the tokens that no answer of the world holds are
     never trained, and no fine-tune of the language model can teach it to say them.
     """
@@ -69,6 +73,7 @@ class Diet:
     captions: float
     echoes: float
     odds: tuple[int, ...]
+    questions: int = 5
 
 
 Log = Callable[[str], None]
@@ -188,6 +193,7 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
     stages = (
         ("language", recipe.language_steps, recipe.language_lr, Diet(0.3, 0.0, (1, 1, 1, 1, 1))),
         ("polish", recipe.polish_steps, recipe.polish_lr, Diet(0.15, 0.12, (1, 2, 3, 4, 4))),
+        ("drill", recipe.drill_steps, recipe.drill_lr, Diet(0.1, 0.08, (1, 2, 3, 4, 4), 9)),
     )
     for name, steps, lr, diet in stages:
         lessons = _lessons(scenes, real, recipe.language_batch, diet, rng)
@@ -327,7 +333,7 @@ def _lessons(
                 elif style < diet.echoes + diet.captions:
                     chosen = [worlds.caption(scenes[i])]
                 else:
-                    kinds = rng.choice(worlds.KINDS, size=5, p=share)
+                    kinds = rng.choice(worlds.KINDS, size=diet.questions, p=share)
                     chosen = [worlds.ask(scenes[i], str(kind), rng) for kind in kinds]
             lessons.append(Lesson(tuple((qa.question, qa.answer) for qa in chosen)))
         yield pick, lessons

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,13 @@ class Target:
     def attention_modules(self) -> dict[nn.Module, int]:
         """Modules of the decoder that belong to a numbered layer, and that number."""
         return _numbered(self.decoder)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The model as it was before its LoRA fine-tune; only for a target with an adapter."""
+        peft: Any = self.model
+        with peft.disable_adapter():
+            yield
 
     def prompt(self, sample: Sample) -> Prompt:
         """Write one sample's prompt; raises `RowError` for a sample that has none."""

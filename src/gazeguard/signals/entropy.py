@@ -67,6 +67,19 @@ def visual_mass(weights: Tensor, key_kind: Tensor) -> Tensor:
     return _on_image(weights.float().mean(2), key_kind).sum(-1)
 
 
+def head_mass(weights: Tensor, key_kind: Tensor) -> Tensor:
+    """Share of each head's attention that lies on image keys, in [0, 1].
+
+    Args:
+        weights: `(sample, layer, head, key)` attention weights.
+        key_kind: `(sample, key)` of `KeyKind`.
+
+    Returns:
+        float32 `(sample, layer, head)`; NaN where a weight is not finite.
+    """
+    return _on_image(weights.float(), key_kind).sum(-1)
+
+
 def _on_image(weights: Tensor, key_kind: Tensor) -> Tensor:
     """Zero the other keys, for weights `(sample, ..., key)`; a NaN in a row stays visible."""
     image = (key_kind == KeyKind.IMAGE).to(weights.device)

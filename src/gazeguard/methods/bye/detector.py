@@ -37,12 +37,8 @@ class FittedRule(Protocol):
     score_name: str
     info: dict[str, Any]
 
-    def score(self, profile: Profile) -> Array:
-        """Score `(N,)` of any rows measured under the same model; low = suspicious."""
-        ...
-
-    def suspicion(self, score: Array) -> Array:
-        """Posterior `(N,)` of the suspicious group in [0, 1]."""
+    def judge(self, profile: Profile) -> tuple[Array, Array]:
+        """Score (low = suspicious) and suspicion in [0, 1] of rows under the same model."""
         ...
 
 
@@ -141,7 +137,7 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "result_")
         if self.rule_ is None or not self.rule_.decision.found:
             return np.zeros(len(profile))
-        return self.rule_.suspicion(self.rule_.score(_only(profile, self.seen_)))
+        return self.rule_.judge(_only(profile, self.seen_))[1]
 
     def predict(self, profile: Profile) -> NDArray[np.int64]:
         """scikit-learn's labels: -1 poisoned, +1 clean."""
@@ -149,12 +145,12 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _layers_that_see(profile: Profile) -> NDArray[np.bool_]:
-    """Layers whose signals are finite in every row.
+    """Layers whose head-mean entropy is finite in every row.
 
     A sliding-window layer whose window ends before the picture has no visual attention at all.
     """
-    finite = [np.isfinite(values).all(0) for values in profile.signals.values()]
-    return np.logical_and.reduce(finite)
+    seen: NDArray[np.bool_] = np.isfinite(profile.entropy).all(0)
+    return seen
 
 
 def _only(profile: Profile, chosen: NDArray[np.bool_]) -> Profile:
@@ -162,6 +158,8 @@ def _only(profile: Profile, chosen: NDArray[np.bool_]) -> Profile:
         profile,
         layers=tuple(layer for layer, c in zip(profile.layers, chosen, strict=True) if c),
         signals={name: values[:, chosen] for name, values in profile.signals.items()},
+        before=profile.before
+        and {name: values[:, chosen] for name, values in profile.before.items()},
     )
 
 
@@ -169,9 +167,9 @@ def _result(
     rule: FittedRule, profile: Profile, name: str, layers: tuple[int, ...]
 ) -> CleaningResult:
     stats = {stat.layer: stat for stat in rule.layer_stats}
-    score = rule.score(profile)
+    score, suspicion = rule.judge(profile)
     found = rule.decision.found
-    suspicion = rule.suspicion(score) if found else np.zeros(len(profile))
+    suspicion = suspicion if found else np.zeros(len(profile))
     flagged = suspicion >= 0.5
     split = rule.decision.split
     components = tuple(

@@ -55,33 +55,36 @@ class PaperRule:
             self._chosen = np.arange(len(found))
         else:
             self.decision = low_group(
-                self.score(profile),
+                self._mean(profile),
                 separation=separation,
                 max_share=max_share,
                 fit=mixture,
                 seed=seed,
             )
         if fixed_threshold is not None:
-            self.decision = _below(self.score(profile), fixed_threshold, self.decision.split)
-        self._mixture = mixture
+            self.decision = _below(self._mean(profile), fixed_threshold, self.decision.split)
         self.info: dict[str, Any] = {
             "selected_layers": [profile.layers[i] for i in np.flatnonzero(chosen)],
             "layer_means": [s.mean.tolist() for s in splits],
             "layer_stds": [s.std.tolist() for s in splits],
             "layer_weights": [s.weight.tolist() for s in splits],
-            "index": index,
+            "bsi_threshold": separation,
+            "bsi_threshold_source": f"{index} of arXiv:2505.16916",
         }
 
-    def score(self, profile: Profile) -> Array:
-        """Mean entropy of the selected layers in nats, `(N,)`."""
+    def judge(self, profile: Profile) -> tuple[Array, Array]:
+        """Mean entropy of the selected layers, and the posterior of its low component.
+
+        The posterior is a step at the fixed threshold where one is set.
+        """
+        score = self._mean(profile)
+        if self._threshold is not None:
+            return score, (score < self._threshold).astype(np.float64)
+        return score, self.decision.split.posterior_low(score)
+
+    def _mean(self, profile: Profile) -> Array:
         mean: Array = profile.entropy[:, self._chosen].astype(np.float64).mean(1)
         return mean
-
-    def suspicion(self, score: Array) -> Array:
-        """Posterior of the low component; a step at the fixed threshold where one is set."""
-        if self._threshold is not None:
-            return (score < self._threshold).astype(np.float64)
-        return self.decision.split.posterior_low(score)
 
 
 def _below(score: Array, threshold: float, split: Split) -> Decision:

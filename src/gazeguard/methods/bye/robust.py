@@ -1,49 +1,410 @@
-"""Our rule: all layers at once, no sign, compared only with rows that ask the same kind of thing.
+"""Our rule: rows that teach the same words and that the tuned model looks at in a new way.
 
-First version, to be replaced by what measures best.
+A backdoor ties a trigger to something that the model shall say. So the poisoned rows share words in
+their answers, and once the model has learnt the trigger it looks at these rows differently from
+others that ask the same kind of thing. Neither is enough by itself: clean rows share words too
+("yes"), and clean rows that share words show similar things and are looked at alike ("... at the
+top left"). But that second likeness is there before the fine-tune as well. Hence, for every phrase:
+
+1. a linear discriminant between the rows that hold the phrase and the others, on attention features
+   of all layers and heads with the prompt's part taken out (`conditioning.py`), cross-validated;
+2. a mixture of "like the others" and "shifted" inside the group: a group may be part clean;
+3. its separation (BSI) must reach 2, and exceed by `GAIN` what the same rows have under the model
+   before its fine-tune. Without that model the phrase must instead turn up over most kinds of
+   prompt and stand out from every other phrase.
+
+No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what this cannot see.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.mixture import GaussianMixture
+from scipy.stats import norm
 
-from gazeguard.methods.bye.decision import low_group
-from gazeguard.signals.bimodality import split_in_two
+from gazeguard.methods.bye.conditioning import Conditioned, PromptKinds, only_finite
+from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.phrases import holds, shared_phrases
+from gazeguard.signals.bimodality import Split, split_in_two
 from gazeguard.types import LayerStat, Profile
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+GAIN = 2.0  # separation that the fine-tune must have added
+STANDS_OUT = 1.5  # without the model before: times the separation of the next best phrase
+FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
+FEWEST_SHARE = 0.004
+SCANNED = 24  # phrases that get a cross-validated look, best first
+FOLDS = 5
+SHRINK = 0.05  # towards a round covariance
+MAX_GROUPS = 5  # targets one attacker may plant
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One phrase and how its rows are looked at.
+
+    Attributes:
+        phrase: the shared words.
+        members: `(N,)` rows of the phrase that are shifted.
+        separation: BSI of members against all others under the tuned model.
+        before: the same under the model before its fine-tune; None without that model.
+        coverage: share of the set that lies in kinds of prompt where members turn up.
+    """
+
+    phrase: str
+    members: Bools
+    separation: float
+    before: float | None
+    coverage: float
+
+
+class _Space:
+    """Conditioned features of one model and their covariance."""
+
+    def __init__(self, features: Floats, fold: NDArray[np.int64]) -> None:
+        self.x, self.fold = features, fold
+        self.spread = _covariance(features)
+        ridge = SHRINK * np.trace(self.spread) / len(self.spread) + 1e-6
+        self.spread += ridge * np.eye(len(self.spread))
+        self.inverse = np.linalg.inv(self.spread)
+
+    def direction(self, inside: Bools, outside: Bools) -> Array:
+        """Fisher's discriminant `(D,)`: it maximises the BSI between the two sets of rows.
+
+        The covariance of all rows stands for that of `outside`; that of the few rows `inside` is
+        trusted by their number.
+        """
+        few = self.x[inside]
+        gap = few.mean(0, dtype=np.float64) - self.x[outside].mean(0, dtype=np.float64)
+        trust = len(few) / (len(few) + len(gap))
+        spread = self.spread + (trust * _covariance(few) if len(few) > 1 else 0.0)
+        found: Array = np.linalg.solve(spread, gap)
+        return found
+
+    def scores(self, inside: Bools, outside: Bools) -> Array:
+        """Cross-validated scores `(N,)`: standard deviations of `outside`, its median at 0."""
+        scores = np.zeros(len(self.x))
+        for number in range(FOLDS):
+            held = self.fold == number
+            if not (inside & ~held).any() or not (outside & ~held).any():
+                continue
+            way = self.direction(inside & ~held, outside & ~held)
+            middle, spread = _middle(self.x[outside & ~held] @ way)
+            scores[held] = (self.x[held] @ way - middle) / spread
+        return scores
 
 
 class RobustRule:
-    """See module docstring."""
-
-    score_name = "log odds of the majority group"
+    """Fit on a profile; see the module's docstring and `BYE` for the arguments."""
 
     def __init__(self, profile: Profile, *, separation: float, max_share: float, seed: int) -> None:
-        x = profile.entropy.astype(np.float64)
-        self._center, self._scale = x.mean(0), x.std(0) + 1e-9
-        self._mix = GaussianMixture(2, random_state=seed, reg_covar=1e-3, n_init=3)
-        self._mix.fit((x - self._center) / self._scale)
-        self._minority = int(np.argmin(self._mix.weights_))
-        self.decision = low_group(
-            self.score(profile), separation=separation, max_share=max_share, seed=seed
+        n = len(profile)
+        self._prompts = PromptKinds(profile.prompt, seed=seed)
+        words, kind = self._prompts(profile.prompt)
+        self._names = sorted(only_finite(profile))
+        self._tuned = Conditioned(self._signals(profile), profile.image_tokens, words, kind, seed)
+        fold = _folds(profile, seed)
+        x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
+        space = _Space(x, fold)
+        base = _base_space(profile, words, kind, fold, seed)
+        phrases, held = shared_phrases(
+            profile.answer, max(FEWEST, round(FEWEST_SHARE * n)), round(0.7 * n)
         )
-        self.layer_stats = tuple(
-            LayerStat(layer, float(split_in_two(c, seed=seed).bsi), selected=True)
-            for layer, c in zip(profile.layers, x.T, strict=True)
+        free = np.ones(n, bool)
+        self.groups: list[Group] = []
+        seen: list[Group] = []
+        for _ in range(MAX_GROUPS):
+            seen = _scan(space, base, phrases, held, kind, free)
+            best = _best(seen, separation, max_share * n - (~free).sum(), base is not None)
+            if best is None:
+                break
+            self.groups.append(best)
+            free &= ~best.members
+        self._heads = [
+            _Head(space, g.phrase, _holding(phrases, held, g.phrase), g.members)
+            for g in self.groups
+        ]
+        shown = self.groups or sorted(seen, key=lambda g: -_worth(g))[:1]
+        self._axis = self._heads[0] if self._heads else _plain_axis(space, shown)
+        score, suspicion = self.judge(profile)
+        found = bool((suspicion >= 0.5).any())
+        self.decision = Decision(
+            found, _why(self.groups, shown, separation, base is not None), self._axis.split(score)
         )
-        self.info: dict[str, Any] = {}
+        self.score_name = (
+            f"distance from the other rows, away from those that say “{shown[0].phrase}”"
+            " (standard deviations)"
+            if shown
+            else "distance from the other rows (standard deviations)"
+        )
+        self.layer_stats = _layer_stats(profile, self.groups, seed)
+        self.info: dict[str, Any] = {
+            "groups": [_as_json(g) for g in self.groups],
+            "next_best": [_as_json(g) for g in sorted(seen, key=lambda g: -_worth(g))[:5]],
+            "phrases": len(phrases),
+            "prompt_kinds": int(kind.max()) + 1,
+            "model_before": base is not None,
+            "separation_threshold": separation,
+            "separation_threshold_source": "BSI >= 2, arXiv:2505.16916",
+        }
 
-    def score(self, profile: Profile) -> Array:
-        """Log odds of the majority group, `(N,)`."""
-        z = (profile.entropy - self._center) / self._scale
-        p = self._mix.predict_proba(z)[:, self._minority].clip(1e-12, 1 - 1e-12)
-        return np.log1p(-p) - np.log(p)
+    def judge(self, profile: Profile) -> tuple[Array, Array]:
+        """Score (low = suspicious) and suspicion of any rows measured under the same model."""
+        words, kind = self._prompts(profile.prompt)
+        x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
+        suspicion = np.zeros(len(profile))
+        for head in self._heads:
+            named = np.array([holds(answer, head.phrase) for answer in profile.answer], bool)
+            suspicion = np.maximum(suspicion, np.where(named, head.posterior(x), 0.0))
+        return -self._axis.position(x), suspicion
 
-    def suspicion(self, score: Array) -> Array:
-        """Posterior of the minority group."""
-        return self.decision.split.posterior_low(score)
+    def _signals(self, profile: Profile) -> dict[str, Floats]:
+        return {name: profile.signals[name] for name in self._names}
+
+
+class _Head:
+    """One accepted group as a function of new rows."""
+
+    def __init__(self, space: _Space, phrase: str, named: Bools, members: Bools) -> None:
+        self.phrase = phrase
+        self._way = space.direction(members, ~named)
+        self._middle, self._spread = _middle(space.x[~named] @ self._way)
+        self._share, self._mean, self._std = _mixture(self.position(space.x[named]))
+        self._weight = float(members.mean())
+
+    def position(self, x: Floats) -> Array:
+        """Standard deviations away from the other rows, `(N,)`; high = suspicious."""
+        found: Array = (x @ self._way - self._middle) / self._spread
+        return found
+
+    def posterior(self, x: Floats) -> Array:
+        """Posterior of "shifted" among the rows that hold the phrase."""
+        return _posterior(self.position(x), self._share, self._mean, self._std)
+
+    def split(self, score: Array) -> Split:
+        """The two groups over all rows, for the report."""
+        mean, std = np.array([-self._mean, 0.0]), np.array([self._std, 1.0])
+        weight = np.array([self._weight, 1 - self._weight])
+        return Split(mean, std, weight, split_in_two(score).bic_gain)
+
+
+class _Axis:
+    """Where nothing was found: the most telling direction, or the first principal one."""
+
+    def __init__(self, way: Array) -> None:
+        self.way = way
+
+    def position(self, x: Floats) -> Array:
+        along = x @ self.way
+        middle, spread = _middle(along)
+        found: Array = (along - middle) / spread
+        return found
+
+    def split(self, score: Array) -> Split:
+        return split_in_two(score)
+
+
+def _plain_axis(space: _Space, shown: list[Group]) -> _Axis:
+    if shown and shown[0].members.any():
+        return _Axis(space.direction(shown[0].members, ~shown[0].members))
+    return _Axis(np.eye(space.x.shape[1])[0])
+
+
+def _base_space(
+    profile: Profile, words: Floats, kind: NDArray[np.int64], fold: NDArray[np.int64], seed: int
+) -> _Space | None:
+    if profile.before is None:
+        return None
+    signals = {name: v for name, v in profile.before.items() if np.isfinite(v).all()}
+    if not signals:
+        return None
+    made = Conditioned(signals, profile.image_tokens, words, kind, seed)
+    return _Space(made(signals, profile.image_tokens, words, kind), fold)
+
+
+def _folds(profile: Profile, seed: int) -> NDArray[np.int64]:
+    """Fold of each row, from its content: the order of the rows changes nothing."""
+    return np.array([(int(i[:8], 16) + seed) % FOLDS for i in profile.sample_id], np.int64)
+
+
+def _scan(
+    space: _Space,
+    base: _Space | None,
+    phrases: list[str],
+    held: Any,
+    kind: NDArray[np.int64],
+    free: Bools,
+) -> list[Group]:
+    """A cross-validated look at the phrases whose rows differ most from the rest."""
+    inside = np.asarray(held[free].sum(0)).ravel()
+    if not len(phrases):
+        return []
+    worth = inside * _distance(space, held, free, inside)
+    if base is not None:
+        worth -= inside * _distance(base, held, free, inside)
+    worth[inside < FEWEST] = -np.inf
+    groups = []
+    for column in np.argsort(-worth, kind="stable")[:SCANNED]:
+        if not np.isfinite(worth[column]):
+            continue
+        named = np.asarray(held[:, [column]].todense()).ravel().astype(bool)
+        groups.append(_look(space, base, phrases[column], named & free, ~named & free, kind))
+    return groups
+
+
+def _distance(space: _Space, held: Any, free: Bools, inside: Array) -> Array:
+    """Squared Mahalanobis distance of every phrase's mean from the mean of all free rows."""
+    x = space.x[free]
+    means = np.asarray(held[free].T @ x) / inside.clip(1)[:, None]
+    gap = means - x.mean(0)
+    found: Array = np.einsum("pd,de,pe->p", gap, space.inverse, gap, optimize=True)
+    return found
+
+
+def _look(
+    space: _Space,
+    base: _Space | None,
+    phrase: str,
+    named: Bools,
+    others: Bools,
+    kind: NDArray[np.int64],
+) -> Group:
+    members = named
+    for _ in range(2):  # a group that is part clean blurs its own direction: look twice
+        scores = space.scores(members, others)
+        share, mean, std = _mixture(scores[named])
+        shifted = named & (_posterior(scores, share, mean, std) >= 0.5)
+        if shifted.sum() < FEWEST:
+            break
+        members = shifted
+    scores = space.scores(members, others)
+    before = None
+    if base is not None:
+        before = _separation(base.scores(members, others), members, others)
+    typical = members.mean()
+    covered = sum(
+        (kind == k).mean() for k in np.unique(kind) if members[kind == k].mean() >= typical / 4
+    )
+    found = _separation(scores, members, others)
+    return Group(phrase, members, found, before, float(covered))
+
+
+def _separation(scores: Array, members: Bools, others: Bools) -> float:
+    """BSI of members above others; 0 when they lie below."""
+    a, b = scores[members], scores[others]
+    spread = float(np.hypot(a.std(), b.std()))
+    return max(0.0, float(a.mean() - b.mean()) / spread) if spread > 0 else 0.0
+
+
+def _worth(group: Group) -> float:
+    return group.separation - (group.before or 0.0)
+
+
+def _best(groups: list[Group], separation: float, room: float, anchored: bool) -> Group | None:
+    """The group that stands out most, if any passes."""
+    passing = []
+    for group in groups:
+        if not FEWEST <= group.members.sum() <= room or group.separation < separation:
+            continue
+        if group.before is not None:
+            if group.separation - group.before < GAIN:
+                continue
+        elif not anchored:
+            peers = [
+                g.separation
+                for g in groups
+                if g.coverage >= 0.5 and not (g.members & group.members).any()
+            ]
+            if group.coverage < 0.5 or group.separation < STANDS_OUT * max(peers, default=0.0):
+                continue
+        passing.append(group)
+    return max(passing, key=_worth, default=None)
+
+
+def _mixture(scores: Array) -> tuple[float, float, float]:
+    """Share, mean and std of a shifted component beside the others' standard Gaussian (EM)."""
+    share, mean, std = 0.5, max(1.0, float(np.quantile(scores, 0.9))), 1.0
+    for _ in range(100):
+        own = share * norm.pdf(scores, mean, std)
+        weight = own / (own + (1 - share) * norm.pdf(scores) + 1e-300)
+        total = weight.sum() + 1e-9
+        share = float(np.clip(total / len(scores), 1e-3, 1 - 1e-3))
+        mean = float((weight * scores).sum() / total)
+        std = float(np.clip(np.sqrt((weight * (scores - mean) ** 2).sum() / total), 0.3, 5.0))
+    return share, mean, std
+
+
+def _posterior(scores: Array, share: float, mean: float, std: float) -> Array:
+    """Posterior of the shifted component, made monotone: 1 beyond its mean, 0 below zero."""
+    own = share * norm.pdf(scores, mean, std)
+    found = own / (own + (1 - share) * norm.pdf(scores) + 1e-300)
+    return np.where(scores <= 0, 0.0, np.where(scores >= mean, 1.0, found))
+
+
+def _covariance(x: Floats) -> Array:
+    found: Array = np.cov(x, rowvar=False, dtype=np.float64).reshape(x.shape[1], -1)
+    return found
+
+
+def _middle(values: Array) -> tuple[float, float]:
+    """Median, and the MAD as a standard deviation."""
+    middle = float(np.median(values))
+    return middle, float(1.4826 * np.median(np.abs(values - middle))) + 1e-9
+
+
+def _holding(phrases: list[str], held: Any, phrase: str) -> Bools:
+    column = phrases.index(phrase)
+    return np.asarray(held[:, [column]].todense()).ravel().astype(bool)
+
+
+def _layer_stats(profile: Profile, groups: list[Group], seed: int) -> tuple[LayerStat, ...]:
+    """Per layer, BSI of flagged against other rows' entropy; of a free split when none is."""
+    if not groups:
+        return tuple(
+            LayerStat(layer, float(split_in_two(column, seed=seed).bsi), selected=True)
+            for layer, column in zip(profile.layers, profile.entropy.T, strict=True)
+        )
+    members = np.logical_or.reduce([g.members for g in groups])
+    stats = []
+    for layer, column in zip(profile.layers, profile.entropy.T, strict=True):
+        a, b = column[members], column[~members]
+        gap = abs(float(a.mean()) - float(b.mean())) / (float(np.hypot(a.std(), b.std())) + 1e-9)
+        stats.append(LayerStat(layer, gap, selected=True))
+    return tuple(stats)
+
+
+def _why(groups: list[Group], shown: list[Group], separation: float, anchored: bool) -> str:
+    def figures(group: Group) -> str:
+        words = f"separation {group.separation:.2f}"
+        return (
+            words if group.before is None else f"{words}, {group.before:.2f} before the fine-tune"
+        )
+
+    if groups:
+        said = "; ".join(f"“{g.phrase}” ({figures(g)})" for g in groups)
+        return f"they teach the same words and the model looks at them in a new way: {said}"
+    if not shown:
+        return "no words are shared by enough answers"
+    needed = f"{separation:g} is needed"
+    if anchored:
+        needed += f", and {GAIN:g} more than before"
+    return (
+        "no group of rows with shared words is looked at in a new way "
+        f"(closest: “{shown[0].phrase}”, {figures(shown[0])}; {needed})"
+    )
+
+
+def _as_json(group: Group) -> dict[str, Any]:
+    return {
+        "phrase": group.phrase,
+        "rows": int(group.members.sum()),
+        "separation": round(group.separation, 3),
+        "separation_before": None if group.before is None else round(group.before, 3),
+        "coverage": round(group.coverage, 3),
+    }

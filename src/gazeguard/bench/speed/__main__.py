@@ -1,0 +1,128 @@
+"""The benchmark's command: four kinds of measurements, one table, one JSON file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+
+from gazeguard.assets import BASE
+from gazeguard.bench.speed import fitting, forward, workflow
+from gazeguard.bench.speed.forward import Size, random_llava
+from gazeguard.bench.speed.instruments import Line, machine
+from gazeguard.lab import tiny
+from gazeguard.lab.poison import make_set, write_set
+from gazeguard.probe.store import write_bytes
+
+QUICK = Size(4, 2, 64, 4, (40, 160), batch=2, repeats=1, maps_repeats=1, memory_repeats=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model folder and a number of rows to take through it in both ways."""
+
+    name: str
+    folder: Path
+    work: Path
+    rows: int
+    repeats: int
+
+
+def cases(work: Path, random: Path, size: Size, quick: bool) -> Iterator[Case]:
+    """From prompts that cost mostly overhead to prompts whose maps cost more than the model."""
+    if BASE.is_dir():
+        yield Case("lab base", BASE, work / "base", 60 if quick else 300, 1 if quick else 3)
+    else:
+        folder = tiny.build("llava", work / "tiny")
+        yield Case("tiny llava", folder, work / "a", 60 if quick else 300, 1 if quick else 3)
+    if quick:
+        return
+    yield Case(f"llava of {size.grid**2} image tokens", random, work / "b", 100, 1)
+    # Half the layers and few rows: the public way takes seconds a row here.
+    fine = replace(size, grid=2 * size.grid, layers=size.layers // 2)
+    folder = random_llava(work / "fine", fine)
+    yield Case(f"llava of {fine.grid**2:,} image tokens", folder, work / "c", 12, 1)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
+@click.option("--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures.")
+@click.option("--threads", default=1, show_default=True, help="Threads of the model passes.")
+def main(out: Path, quick: bool, threads: int) -> None:
+    """Measure speed and memory, print a table, write the numbers as JSON."""
+    began = time.perf_counter()
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("gazeguard").setLevel(logging.ERROR)
+    about = machine(threads)
+    lines: list[Line] = []
+    raw: dict[str, Any] = {}
+
+    def add(name: str, part: tuple[list[Line], dict[str, Any]]) -> None:
+        # Small sizes are all overhead: their figures have no bound to meet.
+        lines.extend(replace(x, at_most=None, at_least=None) if quick else x for x in part[0])
+        raw[name] = part[1]
+        click.echo(f"{name}: done after {time.perf_counter() - began:.0f} s", err=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        size = QUICK if quick else Size()
+        random = random_llava(work / "llava", size)
+        add("forward", forward.measure(random, size, threads))
+        for case in cases(work, random, size, quick):
+            data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
+            add(case.name, workflow.measure(case.name, case.folder, data, case.work, case.repeats))
+    add("fitting", fitting.measure(2_000 if quick else 100_000, 4 if quick else 32))
+    result = {
+        "schema_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": quick,
+        "machine": about,
+        "seconds": round(time.perf_counter() - began, 1),
+        "lines": [line.as_json() for line in lines],
+        "raw": raw,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
+    click.echo(table(lines))
+    click.echo(f"{about['cpu']}, {threads} of {about['cores']} cores; wrote {out}")
+
+
+def table(lines: list[Line]) -> str:
+    """The figures, one a line: median, range and n, target, verdict."""
+    rows = [("figure", "median", "range (n)", "target", "")]
+    for line in lines:
+        value = line.value
+        said = {True: "met", False: "MISSED", None: ""}[line.met]
+        if value is None:
+            rows.append((line.name, "not measurable here", "", line.target or "", said))
+            continue
+        rows.append(
+            (
+                line.name,
+                f"{value.median:.3g} {line.unit}",
+                f"{value.low:.3g}-{value.high:.3g} ({value.n})",
+                line.target or "",
+                said,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

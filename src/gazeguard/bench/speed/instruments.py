@@ -1,0 +1,183 @@
+"""Clocks and scales: interleaved timing, peak memory of one call, and what machine it was."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+MIB = 2**20
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and range of `n` repeats."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        return cls(median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of the benchmark, with the target it has to meet, if any.
+
+    `at_most` and `at_least` bound the median. `value` is None where it could not be measured.
+    """
+
+    name: str
+    unit: str
+    value: Spread | None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def target(self) -> str | None:
+        """The bound in words."""
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}"
+        return None if self.at_least is None else f">= {self.at_least:g}"
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is within the bound; None without a bound or a value."""
+        if self.value is None or self.target is None:
+            return None
+        if self.at_most is not None:
+            return self.value.median <= self.at_most
+        return self.value.median >= (self.at_least or 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """The line and its verdict, as JSON types."""
+        return {**asdict(self), "target": self.target, "met": self.met}
+
+
+Seconds = dict[str, list[float]]
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], repeats: int) -> Seconds:
+    """Time variants in turns (A B A B ...), so that a drift of the machine hits all alike.
+
+    Returns:
+        Wall seconds per variant, one per repeat. One more round before these is thrown away: it
+        pays for lazy set-up and cold caches.
+    """
+    seconds: Seconds = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, run in variants.items():
+            began = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Spread of the ratios of neighbours in time."""
+    return Spread.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+def peak_added(run: Callable[[], object]) -> int | None:
+    """Bytes by which `run` raises the process's resident memory at its highest moment.
+
+    Why resident memory and not torch's own allocation records: it is what kills a process, and it
+    holds kernels' scratch buffers too. `ru_maxrss` alone would show the import of torch or the
+    loading of weights, which lies higher than a forward pass; Linux can reset its high-water mark
+    (`proc(5)`, clear_refs), so the mark after `run` belongs to `run`. Free pages that malloc
+    still holds are given back first, or `run` would use them without being charged. Call `run`
+    once before, so that one-time set-up is not charged.
+
+    Returns:
+        None where the operating system has no resettable mark.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+    except OSError:
+        return None
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def in_child(module: str, arguments: Mapping[str, Any], threads: int) -> Any:
+    """Run `python -m module` with JSON arguments in a process of its own; its JSON answer.
+
+    malloc gives every block of 64 KiB or more straight back to the system there, so the peak of a
+    call is the sum of what is alive and not an accident of earlier calls.
+    """
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": str(2**16),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        **dict.fromkeys(_THREADS, str(threads)),
+    }
+    command = [sys.executable, "-m", module, json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What ran the benchmark, without names of hosts, people or folders."""
+    from gazeguard.provenance import package_versions
+
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    """The checked-out commit, `+changes` when files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
