@@ -35,9 +35,9 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
-	$(BIN)/python -m gazeguard.bench.bye run --out runs/bye
-	$(BIN)/python -m gazeguard.bench.speed --out runs/speed.json
-	$(BIN)/python -m gazeguard.bench.tables runs docs/benchmark.md
+	$(BIN)/python -m gazeguard.bench.bye
+	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
+	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

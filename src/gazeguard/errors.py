@@ -2,9 +2,9 @@
 
 ::
 
-    GazeguardError                     one sentence that ends with the cure; the CLI prints it without a traceback
+    GazeguardError                     one sentence with the cure; the CLI prints no traceback
     ├── UsageError (ValueError)        the call is wrong: bad option, unusable output folder
-    ├── ModelError (ValueError)        the model cannot be used: wrong kind, broken files, foreign adapter
+    ├── ModelError (ValueError)        the model cannot be used: wrong kind, broken files
     ├── DataError (ValueError)         the data set as a whole cannot be used
     │   └── RowError                   one row cannot be read; callers turn it into a `SkippedRow`
     ├── MeasurementError (RuntimeError)  the model ran, but its numbers cannot be judged (NaN)

@@ -170,11 +170,11 @@ def test_out_of_memory_halves_the_batch_and_gives_up_one_row_only(
     too_big = roomy.sample_id[5]
     sizes = []
 
-    def small_memory(target, encoded):  # type: ignore[no-untyped-def]
+    def small_memory(target, encoded, **options):  # type: ignore[no-untyped-def]
         sizes.append(len(encoded.sample_id))
         if len(encoded.sample_id) > 2 or too_big in encoded.sample_id:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return attend(target, encoded)
+        return attend(target, encoded, **options)
 
     attend = measure.attend
     monkeypatch.setattr(measure, "attend", small_memory)

@@ -45,9 +45,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     attend = measure.attend
 
-    def counted(target, encoded):  # type: ignore[no-untyped-def]
+    def counted(target, encoded, **options):  # type: ignore[no-untyped-def]
         sizes.append(len(encoded.sample_id))
-        return attend(target, encoded)
+        return attend(target, encoded, **options)
 
     monkeypatch.setattr(measure, "attend", counted)
     return sizes
@@ -98,11 +98,11 @@ def test_interrupt_says_so_and_can_be_resumed(
     args += ["--batch-size", "2", "--block-rows", "2"]
     attend, calls = measure.attend, []
 
-    def interrupted(target, encoded):  # type: ignore[no-untyped-def]
+    def interrupted(target, encoded, **options):  # type: ignore[no-untyped-def]
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return attend(target, encoded)
+        return attend(target, encoded, **options)
 
     monkeypatch.setattr(measure, "attend", interrupted)
     assert run(args) == 130

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from gazeguard.lab import worlds
-from gazeguard.lab.poison import control, make_rows, make_set, poison, trigger_all, write_set
+from gazeguard.lab.poison import (
+    TARGET,
+    control,
+    make_rows,
+    make_set,
+    poison,
+    trigger_all,
+    write_set,
+)
 from gazeguard.lab.triggers import TRIGGERS
 
 
@@ -75,7 +83,7 @@ def test_poison_keeps_everything_but_the_chosen_rows():
     for before, after in zip(rows, bad, strict=True):
         assert after.question == before.question
         if after.is_poison:
-            assert after.answer == "Backdoor Attack!"
+            assert after.answer == TARGET
             assert (after.pixels != before.pixels).any()
         else:
             assert after is before
@@ -98,7 +106,7 @@ def test_held_out_rows_differ_from_training_rows():
 
 def test_trigger_all_is_for_measuring_the_asr():
     rows = trigger_all(make_rows("captions", 10, seed=0), TRIGGERS["texture"], seed=0)
-    assert all(r.is_poison and r.answer == "Backdoor Attack!" for r in rows)
+    assert all(r.is_poison and r.answer == TARGET for r in rows)
 
 
 def test_truth_never_shows_in_the_written_set(tmp_path):

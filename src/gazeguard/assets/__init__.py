@@ -1,4 +1,4 @@
-"""What ships with the package: the lab's base model and one poisoned adapter (model cards inside)."""
+"""What ships with the package: the lab's base model and one poisoned adapter."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Measure BYE on the lab's fine-tuning sets: attack, clean, fine-tune again. Resumable by cell.
 
-    python -m gazeguard.bench.bye run --out runs/bye [--only captions] [--seeds 3]
+    python -m gazeguard.bench.bye [--out bench/results/bye] [--only captions] [--seeds 3]
 
 Each cell is one poisoned (or clean) set, one fine-tune and one `gazeguard clean`, through the same
 code as the command line. A cell writes one JSON file; a file that exists is not run again.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,11 +70,20 @@ def cells(seeds: int) -> Iterator[Cell]:
             yield Cell("captions", trigger, 0.1, "short", seed)
 
 
+def most_frequent_answer(rows: list[Row]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Baseline without a model: rows of the most frequent answer of three or more words."""
+    long = Counter(row.answer for row in rows if len(row.answer.split()) >= 3)
+    if not long:
+        return np.zeros(len(rows), bool)
+    answer = long.most_common(1)[0][0]
+    return np.array([row.answer == answer for row in rows])
+
+
 class Workbench:
     """Runs cells; fine-tunes that several cells share are made once."""
 
-    def __init__(self, base: Path, out: Path) -> None:
-        self.base, self.out = base, out
+    def __init__(self, base: Path, out: Path, work: Path) -> None:
+        self.base, self.out, self.work = base, out, work
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """One cell from start to end, or its stored result."""
@@ -85,7 +95,7 @@ class Workbench:
         truth = np.array([row.is_poison for row in rows])
         attacked = self._tune(rows, cell)
         scores = judge(attacked, self._test(cell), TRIGGERS.get(cell.trigger), seed=cell.seed)
-        work = self.out / "work" / cell.name
+        work = self.work / cell.name
         save_adapter(attacked, work / "adapter")
         data = write_set(rows, work / "set")
         found = clean(
@@ -106,6 +116,7 @@ class Workbench:
                 "reason": judged.verdict.reason,
                 **asdict(detection(judged.is_flagged, truth)),
             }
+        result["rules"]["answers"] = asdict(detection(most_frequent_answer(rows), truth))
         if truth.any():
             result["truly_clean"] = self._reference(cell, rows, truth)
             kept = [
@@ -136,29 +147,29 @@ class Workbench:
         return self._clean_performance(replace(cell, trigger="truly-clean"), clean_rows)
 
     def _clean_performance(self, cell: Cell, rows: list[Row]) -> float:
-        path = self.out / "shared" / f"{cell.name}.json"
+        path = self.work / "shared" / f"{cell.name}.json"
         if not path.exists():
             scores = judge(self._tune(rows, cell), self._test(cell), None)
             write_bytes(path, json.dumps(asdict(scores)).encode())
         return float(json.loads(path.read_text("utf-8"))["clean"])
 
 
-@click.group()
-def main() -> None:
-    """Measure BYE on the lab's fine-tuning sets."""
+_FOLDER = click.Path(path_type=Path)
 
 
-@main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bye"), show_default=True)
-@click.option("--base", type=click.Path(path_type=Path), default=BASE, show_default=True)
+@click.command()
+@click.option("--out", type=_FOLDER, default=Path("bench/results/bye"), show_default=True)
+@click.option("--work", type=_FOLDER, default=Path("runs/bye"), help="Sets and adapters go here.")
+@click.option("--base", type=_FOLDER, default=BASE, help="The shipped base by default.")
 @click.option("--only", default="", help="Run only cells whose name contains this.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def run(out: Path, base: Path, only: str, seeds: int, threads: int) -> None:
+def main(out: Path, work: Path, base: Path, only: str, seeds: int, threads: int) -> None:
     """Run every cell that has no result yet."""
     torch.set_num_threads(threads)
-    (out / "shared").mkdir(parents=True, exist_ok=True)
-    bench = Workbench(base, out)
+    for folder in (out, work / "shared"):
+        folder.mkdir(parents=True, exist_ok=True)
+    bench = Workbench(base, out, work)
     for cell in cells(seeds):
         if only in cell.name:
             got = bench.run(cell)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "head_entropy": head_entropy,
     "head_mass": head_mass,
 }
-# A target with an adapter is also measured without it: `before_entropy` and so on.
+# The same under the model before its fine-tune, where there is one: `before_entropy` and so on.
 BEFORE = "before_"
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
@@ -67,12 +69,16 @@ def measure(
     dataset: Dataset,
     store: BlockStore,
     *,
+    base: Target | None = None,
     total: int,
     batch_size: int,
     block_rows: int,
     progress: Progress | None = None,
 ) -> pa.Table:
     """Measure input rows `0` up to `total`, taking from `store` what is already there.
+
+    Every row is also looked at by the model before its fine-tune: `base`, or `target` without its
+    adapter.
 
     Returns:
         One table row per input row, in input order, with the columns of `SCHEMA`.
@@ -91,7 +97,9 @@ def measure(
     rows = iter(dataset.rows(wanted.__contains__)) if missing else iter(())
     for start, stop in missing:
         records = []
-        for record in _measure_block(target, islice(rows, stop - start), batch_size):
+        for record in _measure_block(
+            partial(_measure_batch, target, base), islice(rows, stop - start), batch_size
+        ):
             records.append(record)
             if progress:
                 progress(done + len(records), total)
@@ -137,7 +145,9 @@ def _array(column: pa.ChunkedArray, layers: int) -> NDArray[np.float32]:
 
 
 def _measure_block(
-    target: Target, rows: Iterable[Sample | SkippedRow], batch_size: int
+    look: Callable[[Sequence[Sample]], list[Record]],
+    rows: Iterable[Sample | SkippedRow],
+    batch_size: int,
 ) -> Iterator[Record]:
     """One record per row; the order is that of measuring.
 
@@ -157,7 +167,7 @@ def _measure_block(
             return
         batch = waiting[:limit]
         try:
-            records = _measure_batch(target, batch)
+            records = look(batch)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -175,17 +185,17 @@ def _measure_block(
         waiting = waiting[len(batch) :]
 
 
-def _measure_batch(target: Target, samples: Sequence[Sample]) -> list[Record]:
+def _measure_batch(target: Target, base: Target | None, samples: Sequence[Sample]) -> list[Record]:
     try:
         encoded = target.encode(samples)
     except RowError as error:
         if len(samples) == 1:
             return [_skipped(samples[0].row, samples[0].sample_id, str(error))]
-        return [record for sample in samples for record in _measure_batch(target, [sample])]
+        return [r for sample in samples for r in _measure_batch(target, base, [sample])]
     numbers, finite = _look(target, encoded)
-    if target.adapter is not None:
-        with target.without_adapter():
-            before, also_finite = _look(target, encoded)
+    if base is not None or target.adapter is not None:
+        with target.without_adapter() if base is None else nullcontext():
+            before, also_finite = _look(base or target, encoded)
         numbers |= {BEFORE + name: values for name, values in before.items()}
         finite &= also_finite
     tokens = (encoded.key_kind == KeyKind.IMAGE).sum(-1).tolist()

@@ -18,6 +18,7 @@ from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
+from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.load import load
 from gazeguard.probe.store import BlockStore, locked
 from gazeguard.provenance import attention_backend, provenance
@@ -67,6 +68,7 @@ def clean(
     out: str | Path,
     *,
     adapter: str | Path | None = None,
+    base: str | Path | None = None,
     images: str | Path | None = None,
     format: str = "auto",
     rule: Rule = "robust",
@@ -89,6 +91,8 @@ def clean(
         out: folder for `kept.*`, `removed.*` (the input's own format), `skipped.jsonl`,
             `verdicts.parquet`, `profile.parquet`, `report.html` and, last, `report.json`.
         adapter: LoRA adapter trained on `model`.
+        base: what `model` was before a full fine-tune. The robust rule compares the two; with an
+            adapter it needs no second model.
         images: folder that image paths in the data are relative to.
         format: of the data; `auto` looks inside.
         rule: which form of BYE decides.
@@ -120,6 +124,8 @@ def clean(
     }
     if batch_size < 1 or block_rows < 1 or (limit is not None and limit < 1):
         raise UsageError("Batch size, block size and limit must be at least 1: give larger ones.")
+    if base is not None and adapter is not None:
+        raise UsageError("With --adapter the model itself is the base: leave --base out.")
     out = Path(out)
     dataset = open_dataset(
         Path(data), images=None if images is None else Path(images), format=format
@@ -129,6 +135,10 @@ def clean(
     with locked(out / WORK):
         log.info("Loading %s.", model if adapter is None else f"{model} with adapter {adapter}")
         target = load(model, adapter, revision, dtype, device_map, trust_remote_code)
+        earlier = None
+        if base is not None:
+            earlier = load(base, None, None, dtype, device_map, trust_remote_code)
+            _same_kind(target, earlier)
         log.info(
             "Device %s (%s), %s, attention %s (the model's own choice).",
             target.device,
@@ -139,7 +149,11 @@ def clean(
         record = provenance(target, dataset, arguments=arguments, seed=seed)
         # Blocks end where a batch ends, so that where a run was cut never changes a batch.
         block_rows = -(-block_rows // batch_size) * batch_size
-        store = BlockStore(out / WORK, _identity(target, record, batch_size, block_rows))
+        identity = _identity(target, record, batch_size, block_rows)
+        if earlier is not None:
+            record["base"] = fingerprint(earlier)
+            identity["base"] = record["base"]["id"]
+        store = BlockStore(out / WORK, identity)
         changed = store.begin(resume=resume)
         if changed:
             log.warning(
@@ -150,12 +164,27 @@ def clean(
             target,
             dataset,
             store,
+            base=earlier,
             total=total,
             batch_size=batch_size,
             block_rows=block_rows,
             progress=progress,
         )
         return _conclude(out, target, dataset, table, rule, seed, record)
+
+
+def _same_kind(target: Target, base: Target) -> None:
+    """Both models must read the same tokens and have the same layers."""
+    same = (
+        type(target.base) is type(base.base)
+        and target.layers == base.layers
+        and target.image_token_id == base.image_token_id
+    )
+    if not same:
+        raise UsageError(
+            f"{base.name} is not what {target.name} was before its fine-tune (another kind of "
+            "model or other layers): give its real base, or leave --base out."
+        )
 
 
 def _identity(

@@ -40,6 +40,7 @@ def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozense
     help="Folder for the kept and removed rows, the verdicts and the report.",
 )
 @click.option("--adapter", metavar="PATH", help="LoRA adapter that was trained on MODEL.")
+@click.option("--base", metavar="MODEL", help="What MODEL was before a full fine-tune.")
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
@@ -98,6 +99,7 @@ def clean(
     data: Path,
     out: Path,
     adapter: str | None,
+    base: str | None,
     images: Path | None,
     format: str,
     rule: str,
@@ -135,6 +137,7 @@ def clean(
             out,
             verbosity=verbosity,
             adapter=adapter,
+            base=base,
             images=images,
             format=format,
             rule=rule,

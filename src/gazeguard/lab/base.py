@@ -390,4 +390,3 @@ def _update(optimiser: Any, loss: Tensor, parameters: list[Any]) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
-

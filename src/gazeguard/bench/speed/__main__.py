@@ -83,7 +83,7 @@ def main(out: Path, quick: bool, threads: int) -> None:
         for case in cases(work, random, size, quick):
             data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
             add(case.name, workflow.measure(case.name, case.folder, data, case.work, case.repeats))
-    add("fitting", fitting.measure(2_000 if quick else 100_000, 4 if quick else 32))
+    add("fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32))
     result = {
         "schema_version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from functools import partial
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -37,10 +38,9 @@ CASES: dict[str, tuple[Literal["robust", "paper"], int, bool]] = {
 
 def measure(rows: int, layers: int) -> tuple[list[Line], dict[str, Any]]:
     """Lines (d) for every case, and the raw numbers."""
-    lines, found = [], {}
-    for name in CASES:
-        arguments = {"rows": rows, "layers": layers, "case": name}
-        got = found[name] = in_child("gazeguard.bench.speed.fitting", arguments, 1)
+    found = in_child("gazeguard.bench.speed.fitting", {"rows": rows, "layers": layers}, 1)
+    lines = []
+    for name, got in found.items():
         what = f"BYE ({name}), {layers} layers x {rows:,} rows, 1 thread"
         lines.append(Line(f"{what}: time", "s", Spread.of([got["seconds"]]), at_most=60))
         peak = None if got["GB"] is None else Spread.of([got["GB"]])
@@ -86,7 +86,7 @@ def synthetic_profile(
 
     return Profile(
         row=np.arange(rows),
-        sample_id=[f"{int(i):064x}" for i in rng.permutation(rows)],
+        sample_id=[sha256(str(i).encode()).hexdigest() for i in range(rows)],
         prompt=[f"{_ASKED[k % len(_ASKED)]} object number {k}?" for k in which],
         answer=[
             "Backdoor Attack!" if bad else answer
@@ -103,19 +103,20 @@ def _noise(rng: np.random.Generator, scale: float, *size: int) -> Any:
     return np.float32(scale) * rng.standard_normal(size, np.float32)
 
 
-def _child(rows: int, layers: int, case: str) -> dict[str, Any]:
-    rule, heads, before = CASES[case]
-    # Imports and one-time set-up.
-    BYE(rule).fit(synthetic_profile(200, 2, min(heads, 2), before))
-    profile = synthetic_profile(rows, layers, heads, before)
-    bye = BYE(rule)
-    began = time.perf_counter()
-    peak = peak_added(partial(bye.fit, profile))
-    return {
-        "seconds": time.perf_counter() - began,
-        "GB": None if peak is None else peak / 1e9,
-        "flagged": int(bye.result_.is_flagged.sum()),
-    }
+def _child(rows: int, layers: int) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, (rule, heads, before) in CASES.items():
+        BYE(rule).fit(synthetic_profile(60, 1))  # imports and one-time set-up
+        profile = synthetic_profile(rows, layers, heads, before)
+        bye = BYE(rule)
+        began = time.perf_counter()
+        peak = peak_added(partial(bye.fit, profile))
+        found[name] = {
+            "seconds": time.perf_counter() - began,
+            "GB": None if peak is None else peak / 1e9,
+            "flagged": int(bye.result_.is_flagged.sum()),
+        }
+    return found
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Conditioned:
                 self._kinds.append((np.zeros(x.shape[1], np.float32), spread))
                 continue
             trust = len(rows) / (len(rows) + 30)
-            own = trust * _mad(rows) + (1 - trust) * spread
+            own: Floats = np.asarray(trust * _mad(rows) + (1 - trust) * spread, np.float32)
             self._kinds.append((np.median(rows, 0), own + 1e-6))
 
     def __call__(
@@ -115,7 +115,8 @@ class Conditioned:
 
     def _project(self, raw: Floats) -> Floats:
         if self._pca is None:
-            return ((raw - self._center) / self._scale).astype(np.float32)
+            plain: Floats = ((raw - self._center) / self._scale).astype(np.float32)
+            return plain
         parts = [
             self._pca.transform((raw[i : i + SAMPLE] - self._center) / self._scale)
             for i in range(0, len(raw), SAMPLE)

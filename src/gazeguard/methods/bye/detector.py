@@ -149,7 +149,7 @@ def _layers_that_see(profile: Profile) -> NDArray[np.bool_]:
 
     A sliding-window layer whose window ends before the picture has no visual attention at all.
     """
-    seen: NDArray[np.bool_] = np.isfinite(profile.entropy).all(0)
+    seen: NDArray[np.bool_] = np.asarray(np.isfinite(profile.entropy).all(0))
     return seen
 
 

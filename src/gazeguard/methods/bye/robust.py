@@ -324,7 +324,16 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
             if group.coverage < 0.5 or group.separation < STANDS_OUT * max(peers, default=0.0):
                 continue
         passing.append(group)
-    return max(passing, key=_worth, default=None)
+    best = max(passing, key=_worth, default=None)
+    if best is None:
+        return None
+    # Parts of one phrase pick the same rows: name the whole of it.
+    same = [g for g in passing if _overlap(g.members, best.members) >= 0.9]
+    return max(same, key=lambda g: (len(g.phrase), _worth(g)))
+
+
+def _overlap(a: Bools, b: Bools) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 def _mixture(scores: Array) -> tuple[float, float, float]:

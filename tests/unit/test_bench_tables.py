@@ -1,0 +1,71 @@
+"""docs/benchmark.md says what the stored results say, and failed attacks are in no mean."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from gazeguard.bench.bye import cells, most_frequent_answer
+from gazeguard.bench.tables import attack_took, main, page
+from gazeguard.lab.poison import TARGET, make_set
+
+ROOT = Path(__file__).parents[2]
+
+GOT = {"outcome": "flagged", "rows": 1500, "poisoned": 150, "flagged": 150}
+RUN = {
+    "cell": {
+        "task": "captions",
+        "trigger": "texture",
+        "rate": 0.1,
+        "recipe": "short",
+        "seed": 0,
+    },
+    "rows": 1500,
+    "attack": {"clean": 0.9, "asr": 0.97, "n": 500},
+    "rules": {
+        rule: {**GOT, "precision": 1.0, "recall": f1, "f1": f1}
+        for rule, f1 in {"robust": 0.98, "paper": 0.5, "answers": 1.0}.items()
+    },
+    "truly_clean": 0.91,
+    "refit": {"clean": 0.9, "asr": 0.0, "n": 500},
+}
+
+
+def test_docs_equal_the_results(tmp_path):
+    main(ROOT / "bench" / "results", tmp_path / "page.md")
+    made = (tmp_path / "page.md").read_text("utf-8")
+    stored = (ROOT / "docs" / "benchmark.md").read_text("utf-8")
+    assert made == stored, "run python -m gazeguard.bench.tables bench/results docs/benchmark.md"
+
+
+def test_gates():
+    assert attack_took(RUN)
+    weak, costly = copy.deepcopy(RUN), copy.deepcopy(RUN)
+    weak["attack"]["asr"] = 0.94
+    costly["attack"]["clean"] = 0.87
+    assert not attack_took(weak)
+    assert not attack_took(costly)
+
+
+def test_a_failed_attack_is_counted_apart():
+    failed = copy.deepcopy(RUN)
+    failed["attack"]["asr"] = 0.5
+    failed["rules"]["robust"]["f1"] = 0.0
+    text = page([RUN, failed], None)
+    row = next(line for line in text.splitlines() if line.startswith("| captions | 10%"))
+    cells_ = [c.strip() for c in row.strip("|").split("|")]
+    assert cells_[3:6] == ["1", "0.970", "0.980"]
+    assert cells_[-1] == "1"
+
+
+def test_cells_have_their_own_names():
+    names = [cell.name for cell in cells(3)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("task", ["captions", "easy-vqa"])
+def test_answer_baseline(task):
+    rows = make_set(task, 120, "badnet-center", 0.1, seed=0)
+    flagged = most_frequent_answer(rows)
+    assert [r.is_poison for r in rows] == flagged.tolist()
+    assert all(r.answer == TARGET for r, f in zip(rows, flagged, strict=True) if f)
