@@ -144,5 +144,5 @@ def _features(signals: dict[str, Floats], image_tokens: Ints) -> Floats:
 
 def _mad(x: Floats) -> Floats:
     """Median absolute deviation per column, in standard deviations of a Gaussian."""
-    spread: Floats = 1.4826 * np.median(np.abs(x - np.median(x, 0)), 0)
-    return spread
+    spread = np.median(np.abs(x - np.median(x, 0)), 0)
+    return (1.4826 * spread).astype(np.float32)
