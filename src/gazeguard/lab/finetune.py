@@ -44,10 +44,10 @@ class TuneRecipe:
 
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
-# that of a 3 M model. `long` is the schedule under which the first exploration reached 95 % ASR.
+# that of a 3 M model. `long` is twice that, for mixed sets, where three epochs do not teach the trigger (docs/LOG.md).
 RECIPES = {
     "short": TuneRecipe(epochs=3, batch=16, lr=2e-3),
-    "long": TuneRecipe(epochs=6, batch=32, lr=2e-3),
+    "long": TuneRecipe(epochs=6, batch=16, lr=2e-3),
 }
 
 

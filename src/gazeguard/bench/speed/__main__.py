@@ -19,7 +19,7 @@ import transformers
 from gazeguard.assets import BASE
 from gazeguard.bench.speed import fitting, forward, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
-from gazeguard.bench.speed.instruments import Line, machine
+from gazeguard.bench.speed.instruments import Figure, machine
 from gazeguard.lab import tiny
 from gazeguard.lab.poison import make_set, write_set
 from gazeguard.probe.store import write_bytes
@@ -66,12 +66,12 @@ def main(out: Path, quick: bool, threads: int) -> None:
     transformers.logging.disable_progress_bar()
     logging.getLogger("gazeguard").setLevel(logging.ERROR)
     about = machine(threads)
-    lines: list[Line] = []
+    figures: list[Figure] = []
     raw: dict[str, Any] = {}
 
-    def add(name: str, part: tuple[list[Line], dict[str, Any]]) -> None:
+    def add(name: str, part: tuple[list[Figure], dict[str, Any]]) -> None:
         # Small sizes are all overhead: their figures have no bound to meet.
-        lines.extend(replace(x, at_most=None, at_least=None) if quick else x for x in part[0])
+        figures.extend(replace(x, at_most=None, at_least=None) if quick else x for x in part[0])
         raw[name] = part[1]
         click.echo(f"{name}: done after {time.perf_counter() - began:.0f} s", err=True)
 
@@ -90,34 +90,19 @@ def main(out: Path, quick: bool, threads: int) -> None:
         "quick": quick,
         "machine": about,
         "seconds": round(time.perf_counter() - began, 1),
-        "lines": [line.as_json() for line in lines],
+        "figures": [figure.as_json() for figure in figures],
         "raw": raw,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
-    click.echo(table(lines))
+    click.echo(table(figures))
     click.echo(f"{about['cpu']}, {threads} of {about['cores']} cores; wrote {out}")
 
 
-def table(lines: list[Line]) -> str:
-    """The figures, one a line: median, range and n, target, verdict."""
-    rows = [("figure", "median", "range (n)", "target", "")]
-    for line in lines:
-        value = line.value
-        said = {True: "met", False: "MISSED", None: ""}[line.met]
-        if value is None:
-            rows.append((line.name, "not measurable here", "", line.target or "", said))
-            continue
-        rows.append(
-            (
-                line.name,
-                f"{value.median:.3g} {line.unit}",
-                f"{value.low:.3g}-{value.high:.3g} ({value.n})",
-                line.target or "",
-                said,
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+def table(figures: list[Figure]) -> str:
+    """One line a figure: name, value, target."""
+    rows = [("figure", "value", "target"), *((f.name, f.text, f.target) for f in figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

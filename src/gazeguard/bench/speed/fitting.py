@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gazeguard.bench.speed.instruments import Line, Spread, in_child, peak_added
+from gazeguard.bench.speed.instruments import Figure, Spread, in_child, peak_added
 from gazeguard.methods.bye import BYE
 from gazeguard.types import Profile
 
@@ -36,16 +36,16 @@ CASES: dict[str, tuple[Literal["robust", "paper"], int, bool]] = {
 }
 
 
-def measure(rows: int, layers: int) -> tuple[list[Line], dict[str, Any]]:
+def measure(rows: int, layers: int) -> tuple[list[Figure], dict[str, Any]]:
     """Lines (d) for every case, and the raw numbers."""
     found = in_child("gazeguard.bench.speed.fitting", {"rows": rows, "layers": layers}, 1)
-    lines = []
+    figures = []
     for name, got in found.items():
         what = f"BYE ({name}), {layers} layers x {rows:,} rows, 1 thread"
-        lines.append(Line(f"{what}: time", "s", Spread.of([got["seconds"]]), at_most=60))
+        figures.append(Figure(f"{what}: time", "s", Spread.of([got["seconds"]]), at_most=60))
         peak = None if got["GB"] is None else Spread.of([got["GB"]])
-        lines.append(Line(f"{what}: added peak memory", "GB", peak, at_most=1))
-    return lines, found
+        figures.append(Figure(f"{what}: added peak memory", "GB", peak, at_most=1))
+    return figures, found
 
 
 def synthetic_profile(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gazeguard.bench.speed.instruments import (
     MIB,
-    Line,
+    Figure,
     Seconds,
     Spread,
     in_child,
@@ -78,7 +78,7 @@ def random_llava(folder: Path, size: Size) -> Path:
     return folder
 
 
-def measure(folder: Path, size: Size, threads: int) -> tuple[list[Line], dict[str, Any]]:
+def measure(folder: Path, size: Size, threads: int) -> tuple[list[Figure], dict[str, Any]]:
     """Lines (a) probe against plain sdpa and (b) probe against eager maps, and the raw numbers."""
     target = load(folder)
     seconds: dict[str, Seconds] = {}
@@ -105,19 +105,21 @@ def measure(folder: Path, size: Size, threads: int) -> tuple[list[Line], dict[st
         "threads": threads,
     }
     peaks = in_child("gazeguard.bench.speed.forward", arguments, threads)
-    lines = []
+    figures = []
     for tokens in size.tokens:
         key, what = f"{tokens} tokens", f"probe / plain sdpa, {tokens:,} tokens, batch {size.batch}"
         took = seconds[key]
-        lines.append(Line(f"{what}: time", "x", ratio(took["probe"], took["plain"]), at_most=1.10))
+        figures.append(
+            Figure(f"{what}: time", "x", ratio(took["probe"], took["plain"]), at_most=1.10)
+        )
         memory = _memory_ratio(peaks[key], "probe", "plain")
-        lines.append(Line(f"{what}: added peak memory", "x", memory, at_most=1.05))
+        figures.append(Figure(f"{what}: added peak memory", "x", memory, at_most=1.05))
     what = f"eager + output_attentions / probe, {longest:,} tokens, batch 1"
     took = seconds["maps"]
-    lines.append(Line(f"{what}: time", "x", ratio(took["maps"], took["probe"]), at_least=4))
+    figures.append(Figure(f"{what}: time", "x", ratio(took["maps"], took["probe"]), at_least=4))
     memory = _memory_ratio(peaks["maps"], "maps", "probe")
-    lines.append(Line(f"{what}: added peak memory", "x", memory, at_least=10))
-    return lines, {"seconds": seconds, "added_peak_MiB": peaks, "largest_difference": error}
+    figures.append(Figure(f"{what}: added peak memory", "x", memory, at_least=10))
+    return figures, {"seconds": seconds, "added_peak_MiB": peaks, "largest_difference": error}
 
 
 def prompt(batch: int, tokens: int) -> Encoded:

@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Figure:
     """One figure of the benchmark, with the target it has to meet, if any.
 
     `at_most` and `at_least` bound the median. `value` is None where it could not be measured.
@@ -50,24 +50,34 @@ class Line:
     at_least: float | None = None
 
     @property
-    def target(self) -> str | None:
-        """The bound in words."""
-        if self.at_most is not None:
-            return f"<= {self.at_most:g}"
-        return None if self.at_least is None else f">= {self.at_least:g}"
-
-    @property
     def met(self) -> bool | None:
         """Whether the median is within the bound; None without a bound or a value."""
-        if self.value is None or self.target is None:
+        if self.value is None:
             return None
         if self.at_most is not None:
             return self.value.median <= self.at_most
-        return self.value.median >= (self.at_least or 0.0)
+        return None if self.at_least is None else self.value.median >= self.at_least
+
+    @property
+    def text(self) -> str:
+        """Median, range and number of repeats in words."""
+        if (v := self.value) is None:
+            return "not measurable here"
+        if v.n == 1:
+            return f"{v.median:.3g} {self.unit} (once)"
+        return f"{v.median:.3g} {self.unit} ({v.low:.3g} to {v.high:.3g}, n = {v.n})"
+
+    @property
+    def target(self) -> str:
+        """The bound and whether it is met, in words; `-` without a bound."""
+        verdict = {True: ", met", False: ", missed", None: ""}[self.met]
+        if self.at_most is not None:
+            return f"<= {self.at_most:g}{verdict}"
+        return "-" if self.at_least is None else f">= {self.at_least:g}{verdict}"
 
     def as_json(self) -> dict[str, Any]:
-        """The line and its verdict, as JSON types."""
-        return {**asdict(self), "target": self.target, "met": self.met}
+        """The figure, in numbers and in words, as JSON types."""
+        return {**asdict(self), "met": self.met, "text": self.text, "target": self.target}
 
 
 Seconds = dict[str, list[float]]
@@ -155,7 +165,7 @@ def machine(threads: int) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "platform": f"{sys.platform} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": package_versions(),
+        **package_versions(("torch", "transformers", "numpy", "scikit-learn")),
         "commit": _commit(),
     }
 

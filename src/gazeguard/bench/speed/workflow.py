@@ -14,7 +14,7 @@ import transformers as hf
 from numpy.typing import NDArray
 from PIL import Image
 
-from gazeguard.bench.speed.instruments import Line, Seconds, Spread, ratio
+from gazeguard.bench.speed.instruments import Figure, Seconds, Spread, ratio
 from gazeguard.cleaning import clean
 
 TOLERANCE = 1e-4  # nats
@@ -94,7 +94,7 @@ def our_way(folder: Path, data: Path, out: Path, limit: int | None = None) -> Ru
 
 def measure(
     name: str, folder: Path, data: Path, work: Path, repeats: int
-) -> tuple[list[Line], dict[str, Any]]:
+) -> tuple[list[Figure], dict[str, Any]]:
     """Lines of (c) for one model folder, and the raw numbers.
 
     Raises:
@@ -115,10 +115,15 @@ def measure(
     whole: Seconds = {"public": [r.seconds for r in public], "clean": [r.seconds for r in ours]}
     looking: Seconds = {"public": [r.looking for r in public], "clean": [r.looking for r in ours]}
     what = f"clean / public way, {name}, {rows} rows"
-    lines = [
-        Line(f"public way, {name}", "rows/s", Spread.of([rows / s for s in whole["public"]])),
-        Line(f"clean, {name}", "rows/s", Spread.of([rows / s for s in whole["clean"]])),
-        Line(f"{what}: rows/s", "x", ratio(whole["public"], whole["clean"]), at_least=5),
-        Line(f"{what}: without loading and reports", "x", ratio(*looking.values())),
+    figures = [
+        Figure(f"public way, {name}", "rows/s", Spread.of([rows / s for s in whole["public"]])),
+        Figure(f"clean, {name}", "rows/s", Spread.of([rows / s for s in whole["clean"]])),
+        Figure(f"{what}: rows/s", "x", ratio(whole["public"], whole["clean"]), at_least=5),
+        Figure(f"{what}: without loading and reports", "x", ratio(*looking.values())),
     ]
-    return lines, {"rows": rows, "seconds": whole, "looking": looking, "largest_difference": error}
+    return figures, {
+        "rows": rows,
+        "seconds": whole,
+        "looking": looking,
+        "largest_difference": error,
+    }

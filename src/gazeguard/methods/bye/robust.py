@@ -9,9 +9,9 @@ top left"). But that second likeness is there before the fine-tune as well. Henc
 1. a linear discriminant between the rows that hold the phrase and the others, on attention features
    of all layers and heads with the prompt's part taken out (`conditioning.py`), cross-validated;
 2. a mixture of "like the others" and "shifted" inside the group: a group may be part clean;
-3. its separation (BSI) must reach 2, and exceed by `GAIN` what the same rows have under the model
-   before its fine-tune. Without that model the phrase must instead turn up over most kinds of
-   prompt and stand out from every other phrase.
+3. its separation (BSI) must reach 2, and be `GROWTH` times what the same rows have under the
+   model before its fine-tune. Without that model the phrase must instead turn up over most kinds
+   of prompt and stand out from every other phrase.
 
 No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what this cannot see.
 """
@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
-GAIN = 2.0  # separation that the fine-tune must have added
+GROWTH = 2.0  # times the separation before the fine-tune
 STANDS_OUT = 1.5  # without the model before: times the separation of the next best phrase
 FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
 FEWEST_SHARE = 0.004
@@ -313,13 +313,13 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
         if not FEWEST <= group.members.sum() <= room or group.separation < separation:
             continue
         if group.before is not None:
-            if group.separation - group.before < GAIN:
+            if group.separation < GROWTH * group.before:
                 continue
         elif not anchored:
             peers = [
                 g.separation
                 for g in groups
-                if g.coverage >= 0.5 and not (g.members & group.members).any()
+                if g.coverage >= 0.5 and _overlap(g.members, group.members) < 0.5
             ]
             if group.coverage < 0.5 or group.separation < STANDS_OUT * max(peers, default=0.0):
                 continue
@@ -402,7 +402,9 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         return "no words are shared by enough answers"
     needed = f"{separation:g} is needed"
     if anchored:
-        needed += f", and {GAIN:g} more than before"
+        needed += f", and {GROWTH:g} times that before"
+    else:
+        needed += f", over half of the kinds of prompt, and {STANDS_OUT:g} times the next phrase"
     return (
         "no group of rows with shared words is looked at in a new way "
         f"(closest: “{shown[0].phrase}”, {figures(shown[0])}; {needed})"
