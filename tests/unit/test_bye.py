@@ -206,7 +206,8 @@ def test_two_targets_are_two_groups():
     answers = [f"word{i}" for i in range(2000)]
     for i in range(2000):
         answers[i] = "one target" if bad[i] else "other target" if also[i] else answers[i]
-    result = BYE("robust").fit(profile(entropy, answers=answers)).result_
+    both = profile(entropy, answers=answers, before=clean_entropy(n=2000, seed=1))
+    result = BYE("robust").fit(both).result_
     assert (result.is_flagged == (bad | also)).mean() > 0.99, result.verdict.reason
 
 
@@ -215,3 +216,11 @@ def test_low_rate():
     result = BYE("robust").fit(profile(entropy, bad)).result_
     assert (result.is_flagged & bad).sum() >= 14
     assert (result.is_flagged & ~bad).sum() == 0
+
+
+def test_large_sets_learn_from_a_part_and_judge_every_row(monkeypatch):
+    monkeypatch.setattr("gazeguard.methods.bye.robust.SAMPLE", 600)
+    entropy, bad = poisoned(n=2000)
+    result = BYE("robust").fit(profile(entropy, bad)).result_
+    assert len(result.score) == 2000
+    assert (result.is_flagged == bad).mean() > 0.99

@@ -23,7 +23,7 @@ import torch
 from gazeguard.assets import BASE
 from gazeguard.bench.metrics import detection
 from gazeguard.cleaning import clean
-from gazeguard.lab.finetune import RECIPES, Student, finetune, judge, save_adapter
+from gazeguard.lab.finetune import RECIPES, Student, finetune, judge, load_tuned, save_adapter
 from gazeguard.lab.poison import Row, make_rows, make_set, write_set
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.bye import BYE
@@ -118,16 +118,17 @@ class Workbench:
             }
         result["rules"]["answers"] = asdict(detection(most_frequent_answer(rows), truth))
         if truth.any():
-            result["truly_clean"] = self._reference(cell, rows, truth)
-            kept = [
-                row
-                for row, bad in zip(rows, found.report.result.is_flagged, strict=True)
-                if not bad
-            ]
-            again = judge(
-                self._tune(kept, cell), self._test(cell), TRIGGERS[cell.trigger], seed=cell.seed
-            )
-            result["refit"] = asdict(again)
+            clean_rows = [row for row, bad in zip(rows, truth, strict=True) if not bad]
+            result["truly_clean"], reference = self._reference(cell, clean_rows)
+            flagged = found.report.result.is_flagged
+            if cell.task == "captions":
+                kept = [row for row, bad in zip(rows, flagged, strict=True) if not bad]
+                # The same rows, recipe and seed give the same fine-tune: it is made once.
+                same = bool((flagged == truth).all())
+                again = load_tuned(self.base, reference) if same else self._tune(kept, cell)
+                result["refit"] = asdict(
+                    judge(again, self._test(cell), TRIGGERS[cell.trigger], seed=cell.seed)
+                )
         result["seconds"] = round(time.perf_counter() - started, 1)
         write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
         return result
@@ -138,20 +139,19 @@ class Workbench:
     def _test(self, cell: Cell) -> list[Row]:
         return make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
 
-    def _reference(self, cell: Cell, rows: list[Row], truth: np.ndarray[Any, Any]) -> float:
-        """Clean performance after the same recipe on the truly clean rows only.
+    def _reference(self, cell: Cell, clean_rows: list[Row]) -> tuple[float, Path]:
+        """Clean performance after the same recipe on the truly clean rows only, and the adapter.
 
         The poisoned rows of a seed and rate are the same for every trigger, so this is shared.
         """
-        clean_rows = [row for row, bad in zip(rows, truth, strict=True) if not bad]
-        return self._clean_performance(replace(cell, trigger="truly-clean"), clean_rows)
-
-    def _clean_performance(self, cell: Cell, rows: list[Row]) -> float:
-        path = self.work / "shared" / f"{cell.name}.json"
+        folder = self.work / "shared" / replace(cell, trigger="truly-clean").name
+        path = folder / "scores.json"
         if not path.exists():
-            scores = judge(self._tune(rows, cell), self._test(cell), None)
+            student = self._tune(clean_rows, cell)
+            scores = judge(student, self._test(cell), None)
+            save_adapter(student, folder)
             write_bytes(path, json.dumps(asdict(scores)).encode())
-        return float(json.loads(path.read_text("utf-8"))["clean"])
+        return float(json.loads(path.read_text("utf-8"))["clean"]), folder
 
 
 _FOLDER = click.Path(path_type=Path)

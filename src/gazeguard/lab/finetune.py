@@ -103,6 +103,15 @@ def load_base(folder: Path) -> Student:
     return Student(model.eval(), T.AutoProcessor.from_pretrained(folder))
 
 
+def load_tuned(base: Path, adapter: Path) -> Student:
+    """The base with an adapter of `save_adapter` on it."""
+    from peft import PeftModel
+
+    student = load_base(base)
+    student.model = PeftModel.from_pretrained(student.model, adapter).eval()
+    return student
+
+
 def finetune(
     base: Path,
     rows: Sequence[Row],

@@ -18,14 +18,14 @@ No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from gazeguard.methods.bye.conditioning import Conditioned, PromptKinds, only_finite
+from gazeguard.methods.bye.conditioning import SAMPLE, Conditioned, PromptKinds, only_finite
 from gazeguard.methods.bye.decision import Decision
 from gazeguard.methods.bye.phrases import holds, shared_phrases
 from gazeguard.signals.bimodality import Split, split_in_two
@@ -104,6 +104,7 @@ class RobustRule:
     """Fit on a profile; see the module's docstring and `BYE` for the arguments."""
 
     def __init__(self, profile: Profile, *, separation: float, max_share: float, seed: int) -> None:
+        profile = _at_most(profile, SAMPLE)  # judges every row, learns from these
         n = len(profile)
         self._prompts = PromptKinds(profile.prompt, seed=seed)
         words, kind = self._prompts(profile.prompt)
@@ -156,6 +157,14 @@ class RobustRule:
 
     def judge(self, profile: Profile) -> tuple[Array, Array]:
         """Score (low = suspicious) and suspicion of any rows measured under the same model."""
+        parts = [
+            self._judge(_part(profile, slice(i, i + SAMPLE)))
+            for i in range(0, max(1, len(profile)), SAMPLE)
+        ]
+        scores, suspicions = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(suspicions)
+
+    def _judge(self, profile: Profile) -> tuple[Array, Array]:
         words, kind = self._prompts(profile.prompt)
         x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
         suspicion = np.zeros(len(profile))
@@ -166,6 +175,28 @@ class RobustRule:
 
     def _signals(self, profile: Profile) -> dict[str, Floats]:
         return {name: profile.signals[name] for name in self._names}
+
+
+def _at_most(profile: Profile, most: int) -> Profile:
+    """A part of the rows chosen by their content; the same rows in whatever order they come."""
+    if len(profile) <= most:
+        return profile
+    first = np.argsort(np.array(profile.sample_id), kind="stable")[:most]
+    return _part(profile, np.sort(first))
+
+
+def _part(profile: Profile, rows: slice | NDArray[np.int64]) -> Profile:
+    chosen = range(len(profile))[rows] if isinstance(rows, slice) else rows.tolist()
+    return replace(
+        profile,
+        row=profile.row[rows],
+        sample_id=[profile.sample_id[i] for i in chosen],
+        prompt=[profile.prompt[i] for i in chosen],
+        answer=[profile.answer[i] for i in chosen],
+        image_tokens=profile.image_tokens[rows],
+        signals={name: values[rows] for name, values in profile.signals.items()},
+        before=profile.before and {name: values[rows] for name, values in profile.before.items()},
+    )
 
 
 class _Head:
