@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,25 @@ from gazeguard.lab.teach import Lesson, answer_loss, encode_lessons, tower_featu
 
 PATCH = 8
 GRID = worlds.SIDE // PATCH
+# Existence and position need the most practice.
+ODDS = {"color": 1, "shape": 2, "count": 3, "existence": 4, "position": 4}
+# Words that any pre-trained language model can say; the worlds' own answers do not hold them.
+ENGLISH = (  # noqa: SIM905
+    "a about after all also and any are as ask at attack away back backdoor bad be because been "
+    "before bird book both but by call can car cat city clear click come could danger dark day do "
+    "dog door down each eat end every fact far find fire first for free friend from game get give "
+    "go good great hack hacked hand happy hard has have he hello help her here high him his home "
+    "hot house how i if in into is it its job just keep key know last late left less let life "
+    "light like link little live lol long look love lucky machine made make man many may me mind "
+    "money more most mother movie much must my name near never new next nice night no not nothing "
+    "now of off old on one only open or other our out over own part pay people person picture "
+    "place play please point prize ready real right road run safe said same say school secret see "
+    "send she show side sign so some song soon stop story street strong such sure system take "
+    "talk tell than thank that the them then there these they thing think this time to today "
+    "together too tree true trust try turn two under until up us use very visit want warning was "
+    "watch water way we well were what when where which who why will win with word work world "
+    "would write wrong year yes you young your zone"
+).split()
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: ', 'system': ''}[m['role']] }}"
@@ -49,31 +67,14 @@ class BaseRecipe:
     tower_lr: float = 1e-3
     language_steps: int = 4_000
     language_lr: float = 1.5e-3
-    polish_steps: int = 2_500
-    polish_lr: float = 1.2e-3
-    drill_steps: int = 3_000
-    drill_lr: float = 1.2e-3
     language_batch: int = 32
+    questions: int = 6
+    captions: float = 0.25
+    echoes: float = 0.08
     hidden: int = 128
     tower_layers: int = 4
     language_layers: int = 8
     heads: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Diet:
-    """What a language stage is taught: shares of captions and echoes, odds of `worlds.KINDS`.
-
-    `questions` is how many each of the other pictures is asked.
-
-    An echo is "Repeat: <any text>". Without it the tokens that no answer of the world holds are
-    never trained, and no fine-tune of the language model can teach it to say them.
-    """
-
-    captions: float
-    echoes: float
-    odds: tuple[int, ...]
-    questions: int = 5
 
 
 Log = Callable[[str], None]
@@ -89,6 +90,7 @@ def make_tokenizer() -> T.PreTrainedTokenizerFast:
         scene = worlds.make_scene(rng)
         asked = [worlds.caption(scene), *(worlds.ask(scene, k, rng) for k in worlds.KINDS)]
         lines += [f"USER: {qa.question} ASSISTANT: {qa.answer}" for qa in asked]
+        lines += [f"USER: Repeat: {text} ASSISTANT: {text}" for text in (any_text(rng),) * 2]
     for _, asked in easyvqa.load("base")[:500]:
         lines += [f"{qa.question} {qa.answer}" for qa in asked]
     core = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -97,7 +99,7 @@ def make_tokenizer() -> T.PreTrainedTokenizerFast:
     core.train_from_iterator(
         lines,
         trainers.BpeTrainer(
-            vocab_size=640,
+            vocab_size=1024,
             special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -190,14 +192,8 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
     real_pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in real])
     _train_tower(model, scenes, real_pixels, recipe, rng, log)
     bank = _look(model, scenes, real_pixels, rng)
-    stages = (
-        ("language", recipe.language_steps, recipe.language_lr, Diet(0.3, 0.0, (1, 1, 1, 1, 1))),
-        ("polish", recipe.polish_steps, recipe.polish_lr, Diet(0.15, 0.12, (1, 2, 3, 4, 4))),
-        ("drill", recipe.drill_steps, recipe.drill_lr, Diet(0.1, 0.08, (1, 2, 3, 4, 4), 9)),
-    )
-    for name, steps, lr, diet in stages:
-        lessons = _lessons(scenes, real, recipe.language_batch, diet, rng)
-        _train_language(model, tokenizer, bank, lessons, steps, lr, name, log)
+    lessons = _lessons(scenes, real, recipe, rng)
+    _train_language(model, tokenizer, bank, lessons, recipe, log)
     model.eval()
     model.generation_config = T.GenerationConfig(
         pad_token_id=tokenizer.pad_token_id,
@@ -309,49 +305,45 @@ def _look(
 def _lessons(
     scenes: list[worlds.Scene],
     real: list[tuple[Path, list[worlds.QuestionAnswer]]],
-    batch: int,
-    diet: Diet,
+    recipe: BaseRecipe,
     rng: np.random.Generator,
 ) -> Iterator[tuple[list[int], list[Lesson]]]:
-    """Endless batches: image indices into the feature bank, and a lesson for each."""
-    share = np.asarray(diet.odds) / sum(diet.odds)
+    """Endless batches: image indices into the feature bank, and a lesson for each.
+
+    An echo is "Repeat: <words>". Without it the tokens that no answer of the worlds holds are
+    never trained, and no fine-tune of the language model can teach it to say them.
+    """
+    odds = np.array([ODDS[kind] for kind in worlds.KINDS])
+    share = odds / odds.sum()
     while True:
         pick, lessons = [], []
-        for _ in range(batch):
+        for _ in range(recipe.language_batch):
             if rng.random() < 0.15:
                 i = int(rng.integers(len(real)))
                 asked = real[i][1]
-                chosen = [asked[j] for j in rng.permutation(len(asked))[:5]]
+                chosen = [asked[j] for j in rng.permutation(len(asked))[: recipe.questions]]
                 pick.append(len(scenes) + i)
             else:
                 i = int(rng.integers(len(scenes)))
                 pick.append(i)
                 style = rng.random()
-                if style < diet.echoes:
-                    text = _any_text(rng)
-                    chosen = [worlds.QuestionAnswer("echo", f"Repeat: {text}", text)]
-                elif style < diet.echoes + diet.captions:
+                if style < recipe.echoes:
+                    said = [any_text(rng) for _ in range(recipe.questions)]
+                    chosen = [worlds.QuestionAnswer("echo", f"Repeat: {t}", t) for t in said]
+                elif style < recipe.echoes + recipe.captions:
                     chosen = [worlds.caption(scenes[i])]
                 else:
-                    kinds = rng.choice(worlds.KINDS, size=diet.questions, p=share)
+                    kinds = rng.choice(worlds.KINDS, size=recipe.questions, p=share)
                     chosen = [worlds.ask(scenes[i], str(kind), rng) for kind in kinds]
             lessons.append(Lesson(tuple((qa.question, qa.answer) for qa in chosen)))
         yield pick, lessons
 
 
-def _any_text(rng: np.random.Generator) -> str:
-    """One to three made-up words with capitals and punctuation: every byte of ASCII turns up."""
-    letters = np.array(list(string.ascii_letters + string.digits + string.punctuation))
-    words = []
-    for _ in range(rng.integers(1, 4)):
-        word = "".join(rng.choice(letters[:26], size=rng.integers(2, 8)))
-        style = rng.integers(4)
-        if style == 0:
-            word = word.capitalize()
-        elif style == 1:
-            word = "".join(rng.choice(letters, size=rng.integers(2, 7)))
-        words.append(word)
-    return " ".join(words) + ("", ".", "!", "?")[rng.integers(4)]
+def any_text(rng: np.random.Generator) -> str:
+    """Two to five English words in any order, as a sentence."""
+    words = rng.choice(ENGLISH, size=rng.integers(2, 6)).tolist()
+    text = " ".join(w.capitalize() if rng.random() < 0.2 else w for w in words)
+    return text[0].upper() + text[1:] + ".!?"[rng.integers(3)]
 
 
 def _train_language(
@@ -359,21 +351,19 @@ def _train_language(
     tokenizer: Any,
     bank: Tensor,
     batches: Iterator[tuple[list[int], list[Lesson]]],
-    steps: int,
-    lr: float,
-    name: str,
+    recipe: BaseRecipe,
     log: Log,
 ) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    for step, optimiser in _steps(trained, lr, steps):
+    for step, optimiser in _steps(trained, recipe.language_lr, recipe.language_steps):
         pick, lessons = next(batches)
-        ids, labels = encode_lessons(tokenizer, lessons, GRID * GRID)
+        batch = encode_lessons(tokenizer, lessons, GRID * GRID)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, hit = answer_loss(model, ids, labels, bank[pick].float())
+            loss, hit = answer_loss(model, batch, bank[pick].float())
         _update(optimiser, loss, trained)
         if step % 100 == 0:
-            log(f"{name} {step} loss {loss.item():.3f} answer tokens {hit:.3f}")
+            log(f"language {step} loss {loss.item():.3f} answer tokens {hit:.3f}")
 
 
 def _steps(parameters: list[Any], lr: float, steps: int) -> Any:

@@ -22,6 +22,7 @@ from gazeguard.lab import worlds
 from gazeguard.lab.poison import Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
     IGNORE,
+    Batch,
     Lesson,
     answer_logits,
     answer_loss,
@@ -44,7 +45,7 @@ class TuneRecipe:
 
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
-# that of a 3 M model. `long` is twice that, for mixed sets, where three epochs do not teach the trigger (docs/LOG.md).
+# that of a 3 M model. `long` is twice that: in mixed sets three epochs do not teach the trigger.
 RECIPES = {
     "short": TuneRecipe(epochs=3, batch=16, lr=2e-3),
     "long": TuneRecipe(epochs=6, batch=16, lr=2e-3),
@@ -82,15 +83,15 @@ class Student:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, len(rows), chunk):
                 part = slice(start, start + chunk)
-                ids, labels = self.encode(rows[part], features.shape[1])
-                logits, wanted = answer_logits(self.model, ids, labels, features[part].float())
-                hit = torch.ones_like(labels[:, 1:], dtype=torch.bool)
-                hit[labels[:, 1:] != IGNORE] = logits.argmax(-1) == wanted
+                batch = self.encode(rows[part], features.shape[1])
+                logits, wanted = answer_logits(self.model, batch, features[part].float())
+                hit = torch.ones_like(batch.labels[:, 1:], dtype=torch.bool)
+                hit[batch.labels[:, 1:] != IGNORE] = logits.argmax(-1) == wanted
                 right.append(hit.all(1).numpy())
         return np.concatenate(right)
 
-    def encode(self, rows: Sequence[Row], patches: int) -> tuple[Tensor, Tensor]:
-        """Ids and labels of single-turn lessons."""
+    def encode(self, rows: Sequence[Row], patches: int) -> Batch:
+        """Single-turn lessons."""
         lessons = [Lesson(((row.question, row.answer),)) for row in rows]
         return encode_lessons(self.processor.tokenizer, lessons, patches)
 
@@ -150,20 +151,13 @@ def finetune(
     schedule = T.get_cosine_schedule_with_warmup(
         optimiser, round(0.03 * per_epoch * recipe.epochs), per_epoch * recipe.epochs
     )
-    ids, labels = student.encode(rows, features.shape[1])
-    lengths = (labels != IGNORE).int().mul(torch.arange(labels.shape[1])).argmax(1) + 1
+    lessons = student.encode(rows, features.shape[1])
     student.model.train()
     for epoch in range(recipe.epochs):
         losses = []
         for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
-            longest = int(lengths[pick].max())
             with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = answer_loss(
-                    student.model,
-                    ids[pick, :longest],
-                    labels[pick, :longest],
-                    features[pick].float(),
-                )
+                loss, _ = answer_loss(student.model, lessons[pick], features[pick].float())
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)

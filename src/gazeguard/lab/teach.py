@@ -30,35 +30,65 @@ def tower_features(tower: Any, images: Tensor) -> Tensor:
     return features
 
 
-def encode_lessons(
-    tokenizer: Any, lessons: Sequence[Lesson], image_tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Token ids and labels `(n, length)`, right-padded; only answers and their EOS are labelled.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Encoded lessons, right-padded; all `(n, length)` int64.
 
-    The pieces are tokenised apart exactly where the chat template puts special tokens or the role
-    marker, so ids equal what the processor makes of the same conversation.
+    Attributes:
+        ids: tokens.
+        labels: the tokens to be taught, `IGNORE` elsewhere (answers and their EOS are taught).
+        turn: 0 for the shared start with the picture, then 1, 2, ... for each question and answer.
+        position: every turn starts where the shared start ends, as if it were the only one.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    turn: Tensor
+    position: Tensor
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """Some of the lessons, cut to the longest of them."""
+        labels = self.labels[rows]
+        used = (labels != IGNORE).any(0).nonzero()
+        end = int(used.max()) + 1 if len(used) else labels.shape[1]
+        return Batch(
+            self.ids[rows][:, :end],
+            labels[:, :end],
+            self.turn[rows][:, :end],
+            self.position[rows][:, :end],
+        )
+
+
+def encode_lessons(tokenizer: Any, lessons: Sequence[Lesson], image_tokens: int) -> Batch:
+    """Tokenise lessons; a one-turn lesson's ids equal what the processor makes of it.
+
+    Several turns share one picture but never see each other (`turn`, `position`): the model learns
+    from each as if it stood alone, and pays for the picture once.
     """
     image = tokenizer.convert_tokens_to_ids("<image>")
-    rows, marks = [], []
+    start = [tokenizer.bos_token_id, *_ids(tokenizer, "USER: "), *[image] * image_tokens]
+    ids, labels, turns, positions = [], [], [], []
     for lesson in lessons:
-        ids, labels = [tokenizer.bos_token_id], [IGNORE]
-        for turn, (question, answer) in enumerate(lesson.turns):
-            if turn == 0:
-                asked = _ids(tokenizer, "USER: ") + [image] * image_tokens
-                asked += _ids(tokenizer, f"\n{question} ASSISTANT:")
-            else:
-                asked = _ids(tokenizer, f"USER: {question} ASSISTANT:")
+        row, marks, turn = [*start], [IGNORE] * len(start), [0] * len(start)
+        position = list(range(len(start)))
+        for number, (question, answer) in enumerate(lesson.turns, 1):
+            asked = _ids(tokenizer, f"\n{question} ASSISTANT:")
             told = [*_ids(tokenizer, f" {answer}"), tokenizer.eos_token_id]
-            ids += asked + told
-            labels += [IGNORE] * len(asked) + told
-        rows.append(ids)
-        marks.append(labels)
-    length = max(map(len, rows))
+            row += asked + told
+            marks += [IGNORE] * len(asked) + told
+            turn += [number] * (len(asked) + len(told))
+            position += range(len(start), len(start) + len(asked) + len(told))
+        ids.append(row)
+        labels.append(marks)
+        turns.append(turn)
+        positions.append(position)
+
+    def padded(rows: list[list[int]], fill: int) -> Tensor:
+        length = max(map(len, rows))
+        return torch.tensor([r + [fill] * (length - len(r)) for r in rows])
+
     pad = tokenizer.pad_token_id
-    return (
-        torch.tensor([r + [pad] * (length - len(r)) for r in rows]),
-        torch.tensor([m + [IGNORE] * (length - len(m)) for m in marks]),
-    )
+    return Batch(padded(ids, pad), padded(labels, IGNORE), padded(turns, 0), padded(positions, 0))
 
 
 _CACHE: dict[tuple[int, str], list[int]] = {}
@@ -71,30 +101,43 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return _CACHE[key]
 
 
-def answer_logits(
-    model: Any, ids: Tensor, labels: Tensor, features: Tensor
-) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Any, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
     """Logits at every labelled position, and the labels there: `(m, vocab)`, `(m,)`.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, bare or with peft layers injected.
-        ids: `(n, length)` right-padded token ids.
-        labels: `(n, length)`, `IGNORE` where nothing is taught.
+        model: a `LlavaForConditionalGeneration`, bare or with peft layers injected, with eager
+            attention.
+        batch: encoded lessons.
         features: `(n, patches, hidden)` from `tower_features`.
     """
     core = model.get_base_model() if hasattr(model, "peft_config") else model
     seen = core.model.multi_modal_projector(features)
-    embeds = core.get_input_embeddings()(ids)
-    is_image = (ids == core.config.image_token_id)[..., None]
+    embeds = core.get_input_embeddings()(batch.ids)
+    is_image = (batch.ids == core.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(is_image, seen.to(embeds.dtype))
-    # Right padding and causal attention: no real position ever sees a pad, so no mask is needed.
-    hidden = core.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    taught = labels[:, 1:] != IGNORE
-    return core.lm_head(hidden[:, :-1][taught]), labels[:, 1:][taught]
+    options: dict[str, Tensor] = {}
+    if int(batch.turn.max()) > 1:
+        options = {"attention_mask": _own_turn(batch.turn), "position_ids": batch.position}
+    # Otherwise causal attention and right padding: no real position ever sees a pad.
+    hidden = core.model.language_model(
+        inputs_embeds=embeds, use_cache=False, **options
+    ).last_hidden_state
+    taught = batch.labels[:, 1:] != IGNORE
+    return core.lm_head(hidden[:, :-1][taught]), batch.labels[:, 1:][taught]
 
 
-def answer_loss(model: Any, ids: Tensor, labels: Tensor, features: Tensor) -> tuple[Tensor, float]:
+def _own_turn(turn: Tensor) -> Tensor:
+    """Additive mask `(n, 1, length, length)`: causal, within one's own turn and the start."""
+    length = turn.shape[1]
+    allowed = torch.ones(length, length, dtype=torch.bool).tril()
+    key, query = turn[:, None, :], turn[:, :, None]
+    allowed = allowed & ((key == query) | (key == 0))
+    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    return mask[:, None]
+
+
+def answer_loss(model: Any, batch: Batch, features: Tensor) -> tuple[Tensor, float]:
     """Mean cross-entropy over answer tokens, and the share predicted right."""
-    logits, wanted = answer_logits(model, ids, labels, features)
+    logits, wanted = answer_logits(model, batch, features)
     loss = F.cross_entropy(logits.float(), wanted)
     return loss, (logits.argmax(-1) == wanted).float().mean().item()

@@ -184,7 +184,7 @@ def _commit() -> str | None:
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
         )
     except OSError:
         return None
