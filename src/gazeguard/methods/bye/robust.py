@@ -20,13 +20,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import expit
 
 from gazeguard.methods.bye.conditioning import SAMPLE, Conditioned, PromptKinds, only_finite
 from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.discriminant import FOLDS, Space, middle_and_spread
 from gazeguard.methods.bye.phrases import holds, shared_phrases
 from gazeguard.signals.bimodality import Split, split_in_two
 from gazeguard.types import LayerStat, Profile
@@ -40,8 +42,6 @@ STANDS_OUT = 1.5  # without the model before: times the separation of the next b
 FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
 FEWEST_SHARE = 0.004
 SCANNED = 24  # phrases that get a cross-validated look, best first
-FOLDS = 5
-SHRINK = 0.05  # towards a round covariance
 MAX_GROUPS = 5  # targets one attacker may plant
 
 
@@ -64,42 +64,6 @@ class Group:
     coverage: float
 
 
-class _Space:
-    """Conditioned features of one model and their covariance."""
-
-    def __init__(self, features: Floats, fold: NDArray[np.int64]) -> None:
-        self.x, self.fold = features, fold
-        self.spread = _covariance(features)
-        ridge = SHRINK * np.trace(self.spread) / len(self.spread) + 1e-6
-        self.spread += ridge * np.eye(len(self.spread))
-        self.inverse = np.linalg.inv(self.spread)
-
-    def direction(self, inside: Bools, outside: Bools) -> Array:
-        """Fisher's discriminant `(D,)`: it maximises the BSI between the two sets of rows.
-
-        The covariance of all rows stands for that of `outside`; that of the few rows `inside` is
-        trusted by their number.
-        """
-        few = self.x[inside]
-        gap = few.mean(0, dtype=np.float64) - self.x[outside].mean(0, dtype=np.float64)
-        trust = len(few) / (len(few) + len(gap))
-        spread = self.spread + (trust * _covariance(few) if len(few) > 1 else 0.0)
-        found: Array = np.linalg.solve(spread, gap)
-        return found
-
-    def scores(self, inside: Bools, outside: Bools) -> Array:
-        """Cross-validated scores `(N,)`: standard deviations of `outside`, its median at 0."""
-        scores = np.zeros(len(self.x))
-        for number in range(FOLDS):
-            held = self.fold == number
-            if not (inside & ~held).any() or not (outside & ~held).any():
-                continue
-            way = self.direction(inside & ~held, outside & ~held)
-            middle, spread = _middle(self.x[outside & ~held] @ way)
-            scores[held] = (self.x[held] @ way - middle) / spread
-        return scores
-
-
 class RobustRule:
     """Fit on a profile; see the module's docstring and `BYE` for the arguments."""
 
@@ -112,7 +76,7 @@ class RobustRule:
         self._tuned = Conditioned(self._signals(profile), profile.image_tokens, words, kind, seed)
         fold = _folds(profile, seed)
         x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
-        space = _Space(x, fold)
+        space = Space(x, fold)
         base = _base_space(profile, words, kind, fold, seed)
         phrases, held = shared_phrases(
             profile.answer, max(FEWEST, round(FEWEST_SHARE * n)), round(0.7 * n)
@@ -169,7 +133,8 @@ class RobustRule:
         x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
         suspicion = np.zeros(len(profile))
         for head in self._heads:
-            named = np.array([holds(answer, head.phrase) for answer in profile.answer], bool)
+            holding = {a for a in set(profile.answer) if holds(a, head.phrase)}
+            named = np.array([answer in holding for answer in profile.answer], bool)
             suspicion = np.maximum(suspicion, np.where(named, head.posterior(x), 0.0))
         return -self._axis.position(x), suspicion
 
@@ -202,10 +167,10 @@ def _part(profile: Profile, rows: slice | NDArray[np.int64]) -> Profile:
 class _Head:
     """One accepted group as a function of new rows."""
 
-    def __init__(self, space: _Space, phrase: str, named: Bools, members: Bools) -> None:
+    def __init__(self, space: Space, phrase: str, named: Bools, members: Bools) -> None:
         self.phrase = phrase
         self._way = space.direction(members, ~named)
-        self._middle, self._spread = _middle(space.x[~named] @ self._way)
+        self._middle, self._spread = middle_and_spread(space.x[~named] @ self._way)
         self._share, self._mean, self._std = _mixture(self.position(space.x[named]))
         self._weight = float(members.mean())
 
@@ -233,7 +198,7 @@ class _Axis:
 
     def position(self, x: Floats) -> Array:
         along = x @ self.way
-        middle, spread = _middle(along)
+        middle, spread = middle_and_spread(along)
         found: Array = (along - middle) / spread
         return found
 
@@ -241,7 +206,7 @@ class _Axis:
         return split_in_two(score)
 
 
-def _plain_axis(space: _Space, shown: list[Group]) -> _Axis:
+def _plain_axis(space: Space, shown: list[Group]) -> _Axis:
     if shown and shown[0].members.any():
         return _Axis(space.direction(shown[0].members, ~shown[0].members))
     return _Axis(np.eye(space.x.shape[1])[0])
@@ -249,24 +214,24 @@ def _plain_axis(space: _Space, shown: list[Group]) -> _Axis:
 
 def _base_space(
     profile: Profile, words: Floats, kind: NDArray[np.int64], fold: NDArray[np.int64], seed: int
-) -> _Space | None:
+) -> Space | None:
     if profile.before is None:
         return None
     signals = {name: v for name, v in profile.before.items() if np.isfinite(v).all()}
     if not signals:
         return None
     made = Conditioned(signals, profile.image_tokens, words, kind, seed)
-    return _Space(made(signals, profile.image_tokens, words, kind), fold)
+    return Space(made(signals, profile.image_tokens, words, kind), fold)
 
 
 def _folds(profile: Profile, seed: int) -> NDArray[np.int64]:
     """Fold of each row, from its content: the order of the rows changes nothing."""
-    return np.array([(int(i[:8], 16) + seed) % FOLDS for i in profile.sample_id], np.int64)
+    return np.array([crc32(i.encode()) + seed for i in profile.sample_id], np.int64) % FOLDS
 
 
 def _scan(
-    space: _Space,
-    base: _Space | None,
+    space: Space,
+    base: Space | None,
     phrases: list[str],
     held: Any,
     kind: NDArray[np.int64],
@@ -276,9 +241,9 @@ def _scan(
     inside = np.asarray(held[free].sum(0)).ravel()
     if not len(phrases):
         return []
-    worth = inside * _distance(space, held, free, inside)
+    worth = inside * space.distance(held, free, inside)
     if base is not None:
-        worth -= inside * _distance(base, held, free, inside)
+        worth -= inside * base.distance(held, free, inside)
     worth[inside < FEWEST] = -np.inf
     groups = []
     for column in np.argsort(-worth, kind="stable")[:SCANNED]:
@@ -289,18 +254,9 @@ def _scan(
     return groups
 
 
-def _distance(space: _Space, held: Any, free: Bools, inside: Array) -> Array:
-    """Squared Mahalanobis distance of every phrase's mean from the mean of all free rows."""
-    x = space.x[free]
-    means = np.asarray(held[free].T @ x) / inside.clip(1)[:, None]
-    gap = means - x.mean(0)
-    found: Array = np.einsum("pd,de,pe->p", gap, space.inverse, gap, optimize=True)
-    return found
-
-
 def _look(
-    space: _Space,
-    base: _Space | None,
+    space: Space,
+    base: Space | None,
     phrase: str,
     named: Bools,
     others: Bools,
@@ -371,31 +327,27 @@ def _mixture(scores: Array) -> tuple[float, float, float]:
     """Share, mean and std of a shifted component beside the others' standard Gaussian (EM)."""
     share, mean, std = 0.5, max(1.0, float(np.quantile(scores, 0.9))), 1.0
     for _ in range(100):
-        own = share * norm.pdf(scores, mean, std)
-        weight = own / (own + (1 - share) * norm.pdf(scores) + 1e-300)
+        weight = _weight(scores, share, mean, std)
         total = weight.sum() + 1e-9
+        before, mean = mean, float((weight * scores).sum() / total)
         share = float(np.clip(total / len(scores), 1e-3, 1 - 1e-3))
-        mean = float((weight * scores).sum() / total)
         std = float(np.clip(np.sqrt((weight * (scores - mean) ** 2).sum() / total), 0.3, 5.0))
+        if abs(mean - before) < 1e-6:
+            break
     return share, mean, std
 
 
-def _posterior(scores: Array, share: float, mean: float, std: float) -> Array:
-    """Posterior of the shifted component, made monotone: 1 beyond its mean, 0 below zero."""
-    own = share * norm.pdf(scores, mean, std)
-    found = own / (own + (1 - share) * norm.pdf(scores) + 1e-300)
-    return np.where(scores <= 0, 0.0, np.where(scores >= mean, 1.0, found))
-
-
-def _covariance(x: Floats) -> Array:
-    found: Array = np.cov(x, rowvar=False, dtype=np.float64).reshape(x.shape[1], -1)
+def _weight(scores: Array, share: float, mean: float, std: float) -> Array:
+    """Posterior of the shifted component."""
+    odds = np.log(share / (1 - share) / std) + (scores**2 - ((scores - mean) / std) ** 2) / 2
+    found: Array = expit(odds)
     return found
 
 
-def _middle(values: Array) -> tuple[float, float]:
-    """Median, and the MAD as a standard deviation."""
-    middle = float(np.median(values))
-    return middle, float(1.4826 * np.median(np.abs(values - middle))) + 1e-9
+def _posterior(scores: Array, share: float, mean: float, std: float) -> Array:
+    """`_weight` made monotone: 1 beyond the component's mean, 0 below zero."""
+    found = _weight(scores, share, mean, std)
+    return np.where(scores <= 0, 0.0, np.where(scores >= mean, 1.0, found))
 
 
 def _holding(phrases: list[str], held: Any, phrase: str) -> Bools:
