@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gazeguard import files
 from gazeguard.cleaning import measure
 from gazeguard.cli.main import run
 from gazeguard.lab import tiny
@@ -214,7 +215,7 @@ def test_full_disk_while_measuring_keeps_what_was_saved(
         replace(source, target)
 
     options = ("--batch-size", "2", "--block-rows", "2")
-    monkeypatch.setattr(store.os, "replace", full_at_the_second)
+    monkeypatch.setattr(files.os, "replace", full_at_the_second)
     assert run(args(llava, data, out, *options)) == 2
     assert "No space left" in (line := said())
     assert "free some space" in line

@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from gazeguard import files
 from gazeguard.errors import UsageError
+from gazeguard.files import write_bytes
 from gazeguard.probe import store
-from gazeguard.probe.store import BlockStore, locked, write_bytes
+from gazeguard.probe.store import BlockStore, locked
 
 
 def table(*rows: int) -> pa.Table:
@@ -112,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         write_bytes(path, b"new")
     assert caught.value.filename == str(path), "the message must say which disk is full"

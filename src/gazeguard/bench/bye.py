@@ -23,11 +23,11 @@ import torch
 from gazeguard.assets import BASE
 from gazeguard.bench.metrics import detection
 from gazeguard.cleaning import clean
+from gazeguard.files import write_bytes
 from gazeguard.lab.finetune import RECIPES, Student, finetune, judge, load_tuned, save_adapter
 from gazeguard.lab.poison import Row, make_rows, make_set, write_set
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.bye import BYE
-from gazeguard.probe.store import write_bytes
 
 ROWS, HELD_OUT = 1500, 500
 ATTACKS = ("badnet-center", "badnet-random", "texture")

@@ -16,7 +16,8 @@ import pyarrow as pa
 from gazeguard.cleaning.gallery import thumbnails
 from gazeguard.cleaning.measure import BEFORE
 from gazeguard.errors import UsageError
-from gazeguard.probe.store import parquet_bytes, write_bytes
+from gazeguard.files import write_bytes
+from gazeguard.probe.store import parquet_bytes
 from gazeguard.report.html import write_html
 from gazeguard.report.json import write_json
 from gazeguard.report.model import CleanReport

@@ -13,45 +13,20 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gazeguard.errors import UsageError
+from gazeguard.files import write_bytes
 
 log = logging.getLogger(__name__)
 
 _BLOCK = re.compile(r"rows-(\d+)-(\d+)\.([0-9a-f]{16})\.parquet")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds its old content or all of the new, at any moment.
-
-    Raises:
-        OSError: disk full, no permission; `path` is as it was and no temporary file stays.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files only their owner may read
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a failed write() does not say where
-        raise
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,14 +23,8 @@ from gazeguard._version import __version__
 from gazeguard.report import words
 from gazeguard.report.files import write_atomic
 from gazeguard.report.json import jsonable
-from gazeguard.report.model import CleanReport, headline
+from gazeguard.report.model import CleanReport, Thumbnails, headline
 from gazeguard.report.page import page_data, page_text
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Thumbnails = Callable[[Sequence[int]], Mapping[int, "Image"]]
-"""Given up to 50 row numbers, the images of those rows that have one."""
 
 MAX_ROWS = 500
 MAX_GALLERY = 12

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from gazeguard.types import CleaningResult, Outcome, SkippedRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# Given up to 50 row numbers, the images of those rows that have one.
+Thumbnails = Callable[[Sequence[int]], Mapping[int, "Image"]]
 
 COUNT_NAMES = ("rows", "kept", "removed", "skipped")
 

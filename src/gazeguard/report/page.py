@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,12 @@ from gazeguard.report.layers import LayerRow, layer_rows
 from gazeguard.report.model import (
     CleanReport,
     GalleryItem,
+    Thumbnails,
     explanation,
     selected_layers,
     thresholds,
 )
 from gazeguard.types import Component, Outcome, SkippedRow
-
-if TYPE_CHECKING:
-    from gazeguard.report.html import Thumbnails
 
 THUMBNAIL_GROUP = 50
 TABLE_TEXT = 300

@@ -20,9 +20,9 @@ from gazeguard.assets import BASE
 from gazeguard.bench.speed import fitting, forward, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
 from gazeguard.bench.speed.instruments import Figure, machine
+from gazeguard.files import write_bytes
 from gazeguard.lab import tiny
 from gazeguard.lab.poison import make_set, write_set
-from gazeguard.probe.store import write_bytes
 
 QUICK = Size(4, 2, 64, 4, (40, 160), batch=2, repeats=1, maps_repeats=1, memory_repeats=1)
 
