@@ -33,6 +33,7 @@ class FittedRule(Protocol):
     """What a rule learns from a profile: a 1-D score, low = suspicious, and the decision on it."""
 
     decision: Decision
+    evidence: tuple[Finding, ...]
     layer_stats: tuple[LayerStat, ...]
     score_name: str
     info: dict[str, Any]
@@ -179,14 +180,13 @@ def _result(
     why = rule.decision.why
     if found and flagged.any():
         reason = f"{int(flagged.sum()):,} of {len(profile):,} rows look poisoned: {why}."
-        evidence = (
-            Finding(
-                f"Two groups fit the rows better than one; their separation is {split.bsi:.2f}.",
-                {"separation": split.bsi, "bic_gain": split.bic_gain, "share": flagged.mean()},
-            ),
-        )
         verdict = Verdict(
-            Outcome.FLAGGED, float(suspicion.max()), 0.5, "posterior of the group", reason, evidence
+            Outcome.FLAGGED,
+            float(suspicion.max()),
+            0.5,
+            "posterior of the group",
+            reason,
+            rule.evidence,
         )
     else:
         verdict = Verdict(

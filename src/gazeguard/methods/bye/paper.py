@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gazeguard.methods.bye.decision import Decision, low_group
 from gazeguard.signals.bimodality import Fit, Split, split_in_two
-from gazeguard.types import LayerStat, Profile
+from gazeguard.types import Finding, LayerStat, Profile
 
 Array = NDArray[np.float64]
 
@@ -63,6 +63,13 @@ class PaperRule:
             )
         if fixed_threshold is not None:
             self.decision = _below(self._mean(profile), fixed_threshold, self.decision.split)
+        split = self.decision.split
+        self.evidence: tuple[Finding, ...] = (
+            Finding(
+                f"Two groups fit the rows better than one; their separation is {split.bsi:.2f}.",
+                {"separation": split.bsi, "bic_gain": split.bic_gain},
+            ),
+        )
         self.info: dict[str, Any] = {
             "selected_layers": [profile.layers[i] for i in np.flatnonzero(chosen)],
             "layer_means": [s.mean.tolist() for s in splits],

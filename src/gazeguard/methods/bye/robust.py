@@ -31,7 +31,7 @@ from gazeguard.methods.bye.decision import Decision
 from gazeguard.methods.bye.discriminant import FOLDS, Space, middle_and_spread
 from gazeguard.methods.bye.phrases import holds, shared_phrases
 from gazeguard.signals.bimodality import Split, split_in_two
-from gazeguard.types import LayerStat, Profile
+from gazeguard.types import Finding, LayerStat, Profile
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -107,6 +107,12 @@ class RobustRule:
             " (standard deviations)"
             if shown
             else "distance from the other rows (standard deviations)"
+        )
+        self.evidence = tuple(
+            Finding(
+                f"{int(g.members.sum()):,} rows teach “{g.phrase}”: {_figures(g)}.", _as_json(g)
+            )
+            for g in self.groups
         )
         self.layer_stats = _layer_stats(profile, self.groups, seed)
         self.info: dict[str, Any] = {
@@ -371,15 +377,14 @@ def _layer_stats(profile: Profile, groups: list[Group], seed: int) -> tuple[Laye
     return tuple(stats)
 
 
-def _why(groups: list[Group], shown: list[Group], separation: float, anchored: bool) -> str:
-    def figures(group: Group) -> str:
-        words = f"separation {group.separation:.2f}"
-        return (
-            words if group.before is None else f"{words}, {group.before:.2f} before the fine-tune"
-        )
+def _figures(group: Group) -> str:
+    words = f"separation {group.separation:.2f}"
+    return words if group.before is None else f"{words}, {group.before:.2f} before the fine-tune"
 
+
+def _why(groups: list[Group], shown: list[Group], separation: float, anchored: bool) -> str:
     if groups:
-        said = "; ".join(f"“{g.phrase}” ({figures(g)})" for g in groups)
+        said = "; ".join(f"“{g.phrase}” ({_figures(g)})" for g in groups)
         return f"they teach the same words and the model looks at them in a new way: {said}"
     if not shown:
         return "no words are shared by enough answers"
@@ -390,7 +395,7 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         needed += f", over half of the kinds of prompt, and {STANDS_OUT:g} times the next phrase"
     return (
         "no group of rows with shared words is looked at in a new way "
-        f"(closest: “{shown[0].phrase}”, {figures(shown[0])}; {needed})"
+        f"(closest: “{shown[0].phrase}”, {_figures(shown[0])}; {needed})"
     )
 
 

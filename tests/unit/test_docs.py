@@ -1,0 +1,64 @@
+"""The documents name what exists, and what they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import gazeguard
+from gazeguard.cli.main import VERBS, cli
+from gazeguard.data.read import FORMATS
+from gazeguard.lab import tiny
+from gazeguard.methods.bye.detector import RULES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+DOCS = {p.relative_to(ROOT): p.read_text("utf-8") for p in (ROOT / "docs").rglob("*.md")}
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_is_in_the_readme_and_has_help(verb):
+    assert re.search(rf"gazeguard {verb}|make {verb}", README), f"README does not show {verb}"
+    shown = CliRunner().invoke(cli, [verb, "--help"])
+    assert shown.exit_code == 0
+    assert len(shown.output) > 80
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_section(rule):
+    assert f'rule="{rule}"' in DOCS[Path("docs/methods/bye.md")]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_format_has_a_section(name):
+    assert f"`{name}`" in DOCS[Path("docs/formats.md")]
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_every_tested_family_is_in_the_readme(family):
+    assert family in README
+
+
+@pytest.mark.parametrize("name", sorted(set(gazeguard.__all__) - {"__version__"}))
+def test_every_public_name_is_documented(name):
+    assert getattr(gazeguard, name).__doc__
+    assert any(f"gazeguard.{name}" in text for text in [README, *DOCS.values()]), name
+
+
+def test_links_lead_somewhere():
+    for name, text in {Path("README.md"): README, **DOCS}.items():
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            if not link.startswith("http"):
+                assert (ROOT / name.parent / link).exists(), f"{name} links to {link}"
+
+
+def test_lab_commands_of_the_readme_parse():
+    options = set(re.findall(r"(?:lab \w+|clean).*?(--[a-z-]+)", README.replace("\\\n", " ")))
+    help_text = "".join(
+        CliRunner().invoke(cli, [*verb, "--help"]).output
+        for verb in (["clean"], ["lab", "poison"], ["lab", "finetune"], ["lab", "base"])
+    )
+    assert options
+    for option in options:
+        assert option in help_text, f"{option} is in the README and in no command"
