@@ -44,6 +44,8 @@ class TuneRecipe:
     seed: int = 0
 
 
+BASE_NAME = "gazeguard-lab-base"
+
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
 # that of a 3 M model. `long` is twice that: in mixed sets three epochs do not teach the trigger.
 RECIPES = {
@@ -171,9 +173,15 @@ def finetune(
 
 
 def save_adapter(student: Student, out: Path) -> None:
-    """Save the LoRA layers and the tuned projector as a peft adapter, float16 safetensors."""
+    """Save the LoRA layers and the tuned projector as a peft adapter, float16 safetensors.
+
+    The base is named, not located: a path of this machine would mean nothing on another.
+    """
+    for config in student.model.peft_config.values():
+        config.base_model_name_or_path = BASE_NAME
     student.model.half().save_pretrained(out)
     student.model.float()
+    (out / "README.md").unlink(missing_ok=True)  # peft's empty form
 
 
 @dataclass(frozen=True, slots=True)
