@@ -18,6 +18,7 @@ import transformers as T
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gazeguard.errors import ModelError
 from gazeguard.lab import worlds
 from gazeguard.lab.poison import Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
@@ -99,7 +100,12 @@ class Student:
 
 
 def load_base(folder: Path) -> Student:
-    """A fresh copy of the base in float32, tower frozen."""
+    """A fresh copy of the base in float32, tower frozen; raises `ModelError` without a folder."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(
+            f"{folder} is not a model folder: give one that `gazeguard lab base` made, or "
+            "gazeguard.assets.BASE."
+        )
     model = T.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model.set_attn_implementation("eager")  # on CPU, sdpa's bfloat16 backward is the slower one
     model.requires_grad_(False)

@@ -1,0 +1,122 @@
+"""The lab from end to end, as short as it can be: base, poisoned set, fine-tune, scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+import gazeguard
+from gazeguard.assets import BASE
+from gazeguard.cli.main import cli
+from gazeguard.data.read import open_dataset
+from gazeguard.lab.base import BaseRecipe, train_base
+from gazeguard.lab.finetune import (
+    TuneRecipe,
+    finetune,
+    load_base,
+    load_tuned,
+    save_adapter,
+)
+from gazeguard.lab.poison import TARGET, make_rows, read_rows
+from gazeguard.types import Sample
+
+
+def lab(*words: object) -> Result:
+    result = CliRunner().invoke(cli, ["lab", *map(str, words)])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_base_trains_and_loads_as_any_other_model(tmp_path: Path) -> None:
+    recipe = BaseRecipe(
+        scenes=40, tower_steps=2, language_steps=2, hidden=32, heads=2, language_layers=2
+    )
+    lines: list[str] = []
+    train_base(tmp_path / "base", recipe, log=lines.append)
+    assert any(line.startswith("tower 0") for line in lines)
+    target = gazeguard.load(tmp_path / "base")
+    assert target.layers == (0, 1)
+    assert json.loads((tmp_path / "base" / "recipe.json").read_text())["scenes"] == 40
+
+
+def test_poisoned_set_is_a_llava_set_with_the_truth_beside_it(tmp_path: Path) -> None:
+    lab("poison", "--out", tmp_path, "--rows", 40, "--rate", 0.25, "--seed", 3)
+    rows = [s for s in open_dataset(tmp_path / "data.json").rows() if isinstance(s, Sample)]
+    truth = pq.read_table(tmp_path / "truth.parquet").to_pydict()
+    assert len(rows) == 40
+    assert sum(truth["is_poison"]) == 10
+    assert [r.answer == TARGET for r in rows] == truth["is_poison"]
+    centre = [np.asarray(r.images[0])[28:36, 28:36].max() == 0 for r in rows]
+    assert centre == truth["is_poison"]
+
+
+def test_finetune_changes_the_adapter_and_nothing_else(tmp_path: Path) -> None:
+    lab("poison", "--out", tmp_path / "set", "--rows", 32)
+    result = lab(
+        "finetune", BASE, tmp_path / "set" / "data.json", "--out", tmp_path / "adapter",
+        "--epochs", 1, "--score-task", "captions", "--score-trigger", "badnet-center",
+        "--score-rows", 20,
+    )  # fmt: skip
+    assert "attack success rate" in result.output
+    scores = json.loads((tmp_path / "adapter" / "scores.json").read_text())
+    assert scores["n"] == 20
+    target = gazeguard.load(BASE, adapter=tmp_path / "adapter")
+    before = load_file(BASE / "model.safetensors")
+    after = target.base.state_dict()
+    tower = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
+    stored = next(v for k, v in before.items() if k.endswith(tower.removeprefix("model.")))
+    assert torch.equal(after[tower], stored.float()), "the tower is frozen"
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "gazeguard-lab-base", "no path of this machine"
+
+
+def test_a_saved_fine_tune_answers_as_it_did(tmp_path: Path) -> None:
+    rows = make_rows("captions", 48, seed=5)
+    student = finetune(BASE, rows, TuneRecipe(epochs=1, batch=16, lr=2e-3))
+    save_adapter(student, tmp_path)
+    again = load_tuned(BASE, tmp_path)
+    features = student.look(rows)
+    assert (student.exact(rows, features) == again.exact(rows, features)).mean() >= 0.95
+
+
+def test_fine_tuning_learns_its_rows(tmp_path: Path) -> None:
+    rows = make_rows("easy-vqa", 64, seed=5)
+    base = load_base(BASE)
+    features = base.look(rows)
+    before = base.exact(rows, features).mean()
+    student = finetune(BASE, rows, TuneRecipe(epochs=6, batch=16, lr=2e-3), features=features)
+    assert student.exact(rows, features).mean() >= before
+
+
+def test_reading_rows_gives_back_what_was_written(tmp_path: Path) -> None:
+    lab("poison", "--out", tmp_path, "--rows", 12, "--trigger", "none", "--task", "mixed")
+    rows = make_rows("mixed", 12, seed=0)
+    again = read_rows(tmp_path / "data.json")
+    for one, other in zip(rows, again, strict=True):
+        assert (one.question, one.answer) == (other.question, other.answer)
+        assert (one.pixels == other.pixels).all()
+
+
+@pytest.mark.parametrize("words", [["--rate", "1.5"], ["--task", "poems"]])
+def test_bad_options_are_one_sentence(tmp_path: Path, words: list[str]) -> None:
+    from gazeguard.cli.main import run
+
+    assert run(["lab", "poison", "--out", str(tmp_path), "--rows", "8", *words]) == 2
+
+
+def test_a_missing_base_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gazeguard.cli.main import run
+
+    lab("poison", "--out", tmp_path, "--rows", 4)
+    data = tmp_path / "data.json"
+    assert run(["lab", "finetune", "nowhere", str(data), "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "nowhere is not a model folder" in said
+    assert "Traceback" not in said
