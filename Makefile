@@ -6,7 +6,7 @@ OUT ?= out/demo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo test test-min check fix bench clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,12 @@ demo: $(VENV)/.base  ## clean a poisoned set with the shipped model: prints wher
 
 test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-min:  ## the suite with the lowest versions that pyproject.toml allows, in a venv of its own
+	test -x $(VENV)-min/bin/python || $(PYTHON) -m venv $(VENV)-min
+	$(VENV)-min/bin/pip install -q -r constraints.txt
+	$(VENV)-min/bin/pip install -q -c constraints-min.txt -e '.[test]'
+	$(VENV)-min/bin/python -m pytest
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

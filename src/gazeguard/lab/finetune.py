@@ -185,7 +185,8 @@ def save_adapter(student: Student, out: Path) -> None:
     """
     for config in student.model.peft_config.values():
         config.base_model_name_or_path = BASE_NAME
-    student.model.half().save_pretrained(out)
+    # Without the flag peft asks the hub whether the base has grown its vocabulary.
+    student.model.half().save_pretrained(out, save_embedding_layers=False)
     student.model.float()
     (out / "README.md").unlink(missing_ok=True)  # peft's empty form
 
