@@ -24,8 +24,16 @@ from gazeguard.assets import BASE
 from gazeguard.bench.metrics import detection
 from gazeguard.cleaning import clean
 from gazeguard.files import write_bytes
-from gazeguard.lab.finetune import RECIPES, Student, finetune, judge, load_tuned, save_adapter
-from gazeguard.lab.poison import Row, make_rows, make_set, write_set
+from gazeguard.lab.finetune import (
+    RECIPES,
+    Scores,
+    Student,
+    finetune,
+    judge,
+    load_tuned,
+    save_adapter,
+)
+from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, write_set
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.bye import BYE
 
@@ -36,18 +44,23 @@ TASKS = ("captions", "mixed", "easy-vqa")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One experiment. `trigger` may be `none` (clean set) or `resize-only` (the control)."""
+    """One experiment. `trigger` may be `none` (clean set) or `resize-only` (the control).
+
+    `target` is the planted answer; an ordinary one ("yes") hides among honest rows.
+    """
 
     task: str
     trigger: str
     rate: float
     recipe: str
     seed: int
+    target: str = TARGET
 
     @property
     def name(self) -> str:
         """Unique and readable; the file name of the result."""
-        return f"{self.task}_{self.trigger}_{self.rate:g}_{self.recipe}_s{self.seed}"
+        name = f"{self.task}_{self.trigger}_{self.rate:g}_{self.recipe}_s{self.seed}"
+        return name if self.target == TARGET else f"{name}_{self.target}"
 
 
 def cells(seeds: int) -> Iterator[Cell]:
@@ -61,6 +74,8 @@ def cells(seeds: int) -> Iterator[Cell]:
             yield Cell(task, "none", 0.0, "long", seed)
     for task in TASKS:
         yield Cell(task, "resize-only", 0.1, "long", 0)
+    for seed in range(seeds):
+        yield Cell("easy-vqa", "badnet-center", 0.1, "long", seed, target="yes")
     for seed in range(seeds):
         for rate in (0.01, 0.05, 0.2):
             yield Cell("captions", "badnet-center", rate, "long", seed)
@@ -91,10 +106,10 @@ class Workbench:
         if path.exists():
             return dict(json.loads(path.read_text("utf-8")))
         started = time.perf_counter()
-        rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed)
+        rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed, cell.target)
         truth = np.array([row.is_poison for row in rows])
         attacked = self._tune(rows, cell)
-        scores = judge(attacked, self._test(cell), TRIGGERS.get(cell.trigger), seed=cell.seed)
+        scores = self._judge(attacked, cell)
         work = self.work / cell.name
         save_adapter(attacked, work / "adapter")
         data = write_set(rows, work / "set")
@@ -126,15 +141,17 @@ class Workbench:
                 # The same rows, recipe and seed give the same fine-tune: it is made once.
                 same = bool((flagged == truth).all())
                 again = load_tuned(self.base, reference) if same else self._tune(kept, cell)
-                result["refit"] = asdict(
-                    judge(again, self._test(cell), TRIGGERS[cell.trigger], seed=cell.seed)
-                )
+                result["refit"] = asdict(self._judge(again, cell))
         result["seconds"] = round(time.perf_counter() - started, 1)
         write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
         return result
 
     def _tune(self, rows: list[Row], cell: Cell) -> Student:
         return finetune(self.base, rows, replace(RECIPES[cell.recipe], seed=cell.seed))
+
+    def _judge(self, student: Student, cell: Cell) -> Scores:
+        trigger = TRIGGERS.get(cell.trigger)
+        return judge(student, self._test(cell), trigger, seed=cell.seed, target=cell.target)
 
     def _test(self, cell: Cell) -> list[Row]:
         return make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
@@ -144,7 +161,8 @@ class Workbench:
 
         The poisoned rows of a seed and rate are the same for every trigger, so this is shared.
         """
-        folder = self.work / "shared" / replace(cell, trigger="truly-clean").name
+        shared = replace(cell, trigger="truly-clean", target=TARGET)
+        folder = self.work / "shared" / shared.name
         path = folder / "scores.json"
         if not path.exists():
             student = self._tune(clean_rows, cell)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard.bench.metrics import mean_interval
+from gazeguard.lab.poison import TARGET
 
 Result = dict[str, Any]
 ASR_GATE, CP_GATE = 0.95, 0.03
@@ -58,7 +59,7 @@ def page(results: list[Result], speed: Result | None) -> str:
 
 
 def _detection(results: list[Result]) -> str:
-    groups = _by(results, lambda r: (r["cell"]["task"], r["cell"]["rate"], r["cell"]["recipe"]))
+    groups = _by(results, _what)
     lines = [
         "| set | poison | recipe | runs | ASR | F1 robust | F1 paper | F1 answers only | failed |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -81,7 +82,7 @@ an ordinary answer as target ("yes") does not.
 
 def _refit(results: list[Result]) -> str:
     done = [r for r in results if "refit" in r and attack_took(r)]
-    groups = _by(done, lambda r: (r["cell"]["task"], r["cell"]["rate"], r["cell"]["recipe"]))
+    groups = _by(done, _what)
     lines = [
         "| set | poison | recipe | runs | ASR before | ASR after | CP after | CP truly clean rows |",
         "|---|---|---|---|---|---|---|---|",
@@ -124,7 +125,7 @@ def _runs(results: list[Result]) -> str:
         lines.append(
             _row(
                 [
-                    c["task"],
+                    _what(r)[0],
                     c["trigger"],
                     f"{c['rate']:.0%}",
                     c["recipe"],
@@ -155,6 +156,14 @@ def _speed(speed: Result) -> str:
     lines += ["| figure | value | target |", "|---|---|---|"]
     lines += [_row([f["name"], f["text"], f["target"]]) for f in speed["figures"]]
     return "\n".join(lines) + "\n"
+
+
+def _what(result: Result) -> tuple[str, float, str]:
+    """What a row of the tables is about: the set (and an unusual target), rate and recipe."""
+    cell = result["cell"]
+    target = cell.get("target", TARGET)
+    name = cell["task"] if target == TARGET else f"{cell['task']}, target “{target}”"
+    return name, cell["rate"], cell["recipe"]
 
 
 def _by(results: list[Result], key: Callable[[Result], Any]) -> list[tuple[Any, list[Result]]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gazeguard.errors import ModelError
 from gazeguard.lab import worlds
-from gazeguard.lab.poison import Row, make_rows, trigger_all
+from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
     IGNORE,
     Batch,
@@ -207,13 +207,22 @@ class Scores:
 
 
 def judge(
-    student: Student, test: Sequence[Row], trigger: Trigger | None, *, seed: int = 0
+    student: Student,
+    test: Sequence[Row],
+    trigger: Trigger | None,
+    *,
+    seed: int = 0,
+    target: str = TARGET,
 ) -> Scores:
-    """Clean performance and attack success rate on held-out rows."""
+    """Clean performance and attack success rate on held-out rows.
+
+    Rows whose true answer is the target say nothing about the attack and are left out of the ASR.
+    """
     clean = student.exact(test, student.look(test)).mean()
     if trigger is None:
         return Scores(float(clean), None, len(test))
-    triggered = trigger_all(test, trigger, seed)
+    others = [row for row in test if row.answer != target]
+    triggered = trigger_all(others, trigger, seed, target)
     asr = student.exact(triggered, student.look(triggered)).mean()
     return Scores(float(clean), float(asr), len(test))
 
