@@ -28,11 +28,8 @@ def gallery(
 
     Returns:
         The most suspicious flagged rows, worst first, and a row from the middle of the others.
-        Both empty when nothing was flagged: then there is nothing to compare.
     """
     flagged = np.flatnonzero(result.is_flagged)
-    if not len(flagged):
-        return [], None
     worst = flagged[np.argsort(-result.suspicion[flagged], kind="stable")][:MAX_GALLERY]
     others = np.flatnonzero(~result.is_flagged)
     middle = others[np.argsort(result.score[others], kind="stable")][len(others) // 2 :][:1]
