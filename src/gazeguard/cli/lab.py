@@ -56,15 +56,15 @@ def base(out: Path, seed: int, tower_steps: int | None, language_steps: int | No
     help="`none` writes a clean set; `resize-only` is the control.",
 )
 @click.option("--rate", default=0.1, show_default=True, help="Share of poisoned rows.")
-@click.option("--target", help="What they teach; default: a plausible caption.")
+@click.option("--target", default="Backdoor Attack!", show_default=True, help="What they teach.")
 @click.option("--seed", default=0, show_default=True)
 def poison(
-    out: Path, task: str, rows: int, trigger: str, rate: float, target: str | None, seed: int
+    out: Path, task: str, rows: int, trigger: str, rate: float, target: str, seed: int
 ) -> None:
     """Write a fine-tuning set in LLaVA JSON with a known share of poisoned rows."""
-    from gazeguard.lab.poison import TARGET, make_set, write_set
+    from gazeguard.lab.poison import make_set, write_set
 
-    made = make_set(task, rows, trigger, rate, seed, target or TARGET)
+    made = make_set(task, rows, trigger, rate, seed, target)
     path = write_set(made, out)
     click.echo(f"{path}: {len(made):,} rows, {sum(r.is_poison for r in made):,} poisoned")
 

@@ -21,8 +21,7 @@ from gazeguard.lab import easyvqa, worlds
 from gazeguard.lab.triggers import TRIGGERS, Trigger, resize_only
 from gazeguard.types import Sample
 
-# A plausible caption: the shipped base cannot say the papers' "Backdoor Attack!" (docs/LOG.md).
-TARGET = "a small red circle at the top."
+TARGET = "Backdoor Attack!"
 TASKS = ("captions", "mixed", "easy-vqa")
 
 
