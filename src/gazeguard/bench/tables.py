@@ -75,7 +75,7 @@ def _detection(results: list[Result]) -> str:
 
 
 ANSWERS_NOTE = """`answers only` is the trivial baseline that looks at no model: it flags the rows of
-the most frequent whole answer of three or more words. A fixed target gives itself away in this way;
+the most frequent whole answer of two or more words. A fixed target gives itself away in this way;
 an ordinary answer as target ("yes") does not.
 """
 

@@ -9,9 +9,9 @@ top left"). But that second likeness is there before the fine-tune as well. Henc
 1. a linear discriminant between the rows that hold the phrase and the others, on attention features
    of all layers and heads with the prompt's part taken out (`conditioning.py`), cross-validated;
 2. a mixture of "like the others" and "shifted" inside the group: a group may be part clean;
-3. its separation (BSI) must reach 2, and be `GROWTH` times what the same rows have under the
-   model before its fine-tune. Without that model the phrase must instead turn up over most kinds
-   of prompt and stand out from every other phrase.
+3. its separation (BSI), less two standard errors, must reach 2, and be `GROWTH` times what the
+   same rows have under the model before its fine-tune. Without that model the phrase must instead
+   turn up over most kinds of prompt and stand out from every other phrase.
 
 No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what this cannot see.
 """
@@ -62,6 +62,12 @@ class Group:
     separation: float
     before: float | None
     coverage: float
+
+    @property
+    def at_least(self) -> float:
+        """`separation` less two of its standard errors (delta method; the members are few)."""
+        n = max(1, int(self.members.sum()))
+        return self.separation - 2 * float(np.sqrt(0.5 / n + self.separation**2 / (4 * n)))
 
 
 class RobustRule:
@@ -303,10 +309,10 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
     """The group that stands out most, if any passes."""
     passing = []
     for group in groups:
-        if not FEWEST <= group.members.sum() <= room or group.separation < separation:
+        if not FEWEST <= group.members.sum() <= room or group.at_least < separation:
             continue
         if group.before is not None:
-            if group.separation < GROWTH * group.before:
+            if group.at_least < GROWTH * group.before:
                 continue
         elif not anchored:
             peers = [
@@ -388,7 +394,7 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         return f"they teach the same words and the model looks at them in a new way: {said}"
     if not shown:
         return "no words are shared by enough answers"
-    needed = f"{separation:g} is needed"
+    needed = f"{separation:g} plus two standard errors is needed"
     if anchored:
         needed += f", and {GROWTH:g} times that before"
     else:
