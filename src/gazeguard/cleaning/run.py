@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -18,12 +17,13 @@ from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
+from gazeguard.methods.bye.detector import abstain
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.load import load
 from gazeguard.probe.store import BlockStore, locked
 from gazeguard.provenance import attention_backend, provenance
 from gazeguard.report.model import CleanReport
-from gazeguard.types import CleaningResult, LayerStat, Outcome, Profile, SkippedRow, Verdict
+from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
 
 if TYPE_CHECKING:
     from gazeguard.cleaning.measure import Progress
@@ -262,31 +262,15 @@ def _conclude(
 def _judge(profile: Profile, failed: list[SkippedRow], rule: Rule, seed: int) -> CleaningResult:
     broken = sum(skip.reason == NOT_FINITE for skip in failed)
     if broken > len(profile):
-        return _undecided(
-            profile,
-            rule,
+        why = (
             f"the model's numbers are not finite for {broken:,} of {broken + len(profile):,} rows,"
-            " so its weights or its number format are broken: try --dtype float32 or another copy",
+            " so its weights or its number format are broken: try --dtype float32 or another copy"
         )
+        return abstain(profile, rule, why, "not measured")
     if not len(profile):
-        return _undecided(profile, rule, "no row could be measured: see skipped.jsonl for why")
+        why = "no row could be measured: see skipped.jsonl for why"
+        return abstain(profile, rule, why, "not measured")
     return BYE(rule=rule, random_state=seed).fit(profile).result_
-
-
-def _undecided(profile: Profile, rule: str, reason: str) -> CleaningResult:
-    n = len(profile)
-    return CleaningResult(
-        method="bye",
-        rule=rule,
-        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, "not measured", f"{reason}."),
-        suspicion=np.zeros(n),
-        is_flagged=np.zeros(n, dtype=np.bool_),
-        score=profile.entropy.mean(1, dtype=np.float64),
-        score_name="mean entropy of visual attention (nats)",
-        components=(),
-        layer_stats=tuple(LayerStat(layer, 0.0, selected=False) for layer in profile.layers),
-        info={},
-    )
 
 
 def _device(device: str) -> tuple[str | None, str]:

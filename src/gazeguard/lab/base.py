@@ -179,8 +179,8 @@ def normalise(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.25)
 
 
-def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any]:
-    """Train the base from scratch and save a complete folder. Returns its held-out scores."""
+def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
+    """Train the base from scratch and save a complete folder with its recipe."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     tokenizer = make_tokenizer()
@@ -203,7 +203,6 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> dict[str, Any
     model.to(torch.float16).save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
-    return asdict(recipe)
 
 
 def _patch_labels(scene: worlds.Scene) -> NDArray[np.int64]:

@@ -9,8 +9,6 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Ridge
 
-from gazeguard.types import Profile
-
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -124,9 +122,9 @@ class Conditioned:
         return np.concatenate(parts).astype(np.float32)
 
 
-def only_finite(profile: Profile) -> dict[str, Floats]:
+def only_finite(signals: dict[str, Floats]) -> dict[str, Floats]:
     """The signals that are finite in every row; a head may give the image no mass at all."""
-    return {name: v for name, v in profile.signals.items() if np.isfinite(v).all()}
+    return {name: v for name, v in signals.items() if np.isfinite(v).all()}
 
 
 def _features(signals: dict[str, Floats], image_tokens: Ints) -> Floats:

@@ -99,11 +99,11 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if len(profile) < MIN_ROWS:
             n = len(profile)
             why = f"{n:,} rows could be measured, and at least {MIN_ROWS} are needed"
-            self.result_ = _abstain(profile, self.rule, why)
+            self.result_ = abstain(profile, self.rule, why)
             return self
         if not self.seen_.any():
             why = "no layer attends to the picture in every row"
-            self.result_ = _abstain(profile, self.rule, why)
+            self.result_ = abstain(profile, self.rule, why)
             return self
         whole, profile = profile, _only(profile, self.seen_)
         fitted: FittedRule
@@ -206,12 +206,15 @@ def _result(
     )
 
 
-def _abstain(profile: Profile, name: str, why: str) -> CleaningResult:
+def abstain(
+    profile: Profile, rule: str, why: str, source: str = "nothing to judge by"
+) -> CleaningResult:
+    """The result that decides nothing and flags nothing; `why` is a sentence without its stop."""
     nothing = np.zeros(len(profile))
     return CleaningResult(
         method="bye",
-        rule=name,
-        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, "nothing to judge by", f"{why}."),
+        rule=rule,
+        verdict=Verdict(Outcome.INCONCLUSIVE, None, None, source, f"{why}."),
         suspicion=nothing,
         is_flagged=nothing.astype(bool),
         score=np.nan_to_num(profile.entropy).mean(1, dtype=np.float64),

@@ -78,7 +78,7 @@ class RobustRule:
         n = len(profile)
         self._prompts = PromptKinds(profile.prompt, seed=seed)
         words, kind = self._prompts(profile.prompt)
-        self._names = sorted(only_finite(profile))
+        self._names = sorted(only_finite(profile.signals))
         self._tuned = Conditioned(self._signals(profile), profile.image_tokens, words, kind, seed)
         fold = _folds(profile, seed)
         x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
@@ -229,7 +229,7 @@ def _base_space(
 ) -> Space | None:
     if profile.before is None:
         return None
-    signals = {name: v for name, v in profile.before.items() if np.isfinite(v).all()}
+    signals = only_finite(profile.before)
     if not signals:
         return None
     made = Conditioned(signals, profile.image_tokens, words, kind, seed)
