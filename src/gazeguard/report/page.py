@@ -165,7 +165,9 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         return None
     notes = []
     if bins.beyond:
-        notes.append(f"{words.plural(bins.beyond, 'row')} beyond the ends are in the outer bins.")
+        verb = "is" if bins.beyond == 1 else "are"
+        rows = words.plural(bins.beyond, "row")
+        notes.append(f"{rows} beyond the ends {verb} in the outer bins.")
     if bins.missing:
         notes.append(f"{words.plural(bins.missing, 'row')} without a finite score are not drawn.")
     narrow = len(report.result.components) - len(_curves(report, bins))

@@ -16,14 +16,28 @@ function niceTicks(low, high, wanted) {
 
 function tickText(value, ticks) {
   const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) : Math.abs(value) || 1;
-  const digits = Math.min(6, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9) + (step % 1 && `${step}`.includes("25") ? 1 : 0)));
+  let digits = 0; // as many as the step needs: ticks 2.5 apart must not read 3, 5, 8
+  while (digits < 6 && Math.abs(Math.round(step * 10 ** digits) / 10 ** digits - step) > 1e-6 * step) digits += 1;
   return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+}
+
+// A label broken into lines of at most `room` pixels.
+function wrap(text, room) {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (longer.length * 6.6 > room && lines.at(-1)) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  return lines;
 }
 
 // An empty plot with axes, grid lines and labels; returns the scales.
 function plot(host, width, { height, x, y, xTicks, yTicks, xLabel, yLabel, xText, yText }) {
   const widest = Math.max(...yTicks.map((t) => yText(t).length));
-  const box = { left: 30 + 7 * widest, right: 14, top: 12, bottom: 50 };
+  const left = 30 + 7 * widest;
+  const below = wrap(xLabel, width - left - 14);
+  const box = { left, right: 14, top: 12, bottom: 34 + 16 * below.length };
   const inner = { width: width - box.left - box.right, height: height - box.top - box.bottom };
   const svg = makeSvg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": host.dataset.alt });
   const sx = (v) => box.left + ((v - x[0]) / (x[1] - x[0] || 1)) * inner.width;
@@ -38,7 +52,10 @@ function plot(host, width, { height, x, y, xTicks, yTicks, xLabel, yLabel, xText
     svg.append(makeSvg("text", { class: "tick", x: sx(tick), y: floor + 18, "text-anchor": "middle" }, xText(tick)));
   }
   svg.append(makeSvg("line", { class: "axis", x1: box.left, x2: width - box.right, y1: floor, y2: floor }));
-  svg.append(makeSvg("text", { class: "label", x: box.left + inner.width / 2, y: height - 8, "text-anchor": "middle" }, xLabel));
+  below.forEach((line, i) => {
+    const y = height - 8 - 16 * (below.length - 1 - i);
+    svg.append(makeSvg("text", { class: "label", x: box.left + inner.width / 2, y, "text-anchor": "middle" }, line));
+  });
   const middle = box.top + inner.height / 2;
   svg.append(makeSvg("text", { class: "label", x: 13, y: middle, "text-anchor": "middle", transform: `rotate(-90 13 ${middle})` }, yLabel));
   host.replaceChildren(svg);
