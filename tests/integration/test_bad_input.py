@@ -271,8 +271,8 @@ def test_data_that_changes_under_way(
     said: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    block = measure._measure_block
-    monkeypatch.setattr(measure, "_measure_block", lambda *a: list(block(*a))[:-1])
+    blocks = measure._measured
+    monkeypatch.setattr(measure, "_measured", lambda *a: (rows[:-1] for rows in blocks(*a)))
     assert run(args(llava, make_data(3), tmp_path / "out")) == 2
     assert "changed while it was read" in said()
 

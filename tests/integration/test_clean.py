@@ -178,7 +178,7 @@ def test_out_of_memory_halves_the_batch_and_gives_up_one_row_only(
 
     attend = measure.attend
     monkeypatch.setattr(measure, "attend", small_memory)
-    tight = clean(llava, data, tmp_path / "tight")
+    tight = clean(llava, data, tmp_path / "tight", batch_size=8)
     assert sizes[:3] == [8, 4, 2], "the batch is halved until it fits"
     assert tight.counts == {"rows": 8, "kept": 7, "removed": 0, "skipped": 1}
     assert tight.report.skipped[0].row == 5

@@ -168,23 +168,25 @@ def test_what_changed_is_named_and_measured_afresh(
     assert all(named in line for line in said)
 
 
+@pytest.mark.parametrize("batch_size", [2, None])
 def test_a_damaged_block_is_measured_again(
     llava: Path,
     make_data: MakeData,
     tmp_path: Path,
     decide: Callable[..., None],
     measured: list[int],
+    batch_size: int | None,
 ) -> None:
     decide()
     data, out = make_data(8), tmp_path / "out"
-    clean(llava, data, out, batch_size=2, block_rows=2)
+    clean(llava, data, out, batch_size=batch_size, block_rows=2)
     before = {name: (out / name).read_bytes() for name in RESULTS}
     block = sorted((out / ".work").glob("rows-*.parquet"))[1]
     damaged = bytearray(block.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     block.write_bytes(damaged)
     measured.clear()
-    clean(llava, data, out, batch_size=2, block_rows=2)
+    clean(llava, data, out, batch_size=batch_size, block_rows=2)
     assert measured == [2]
     assert {name: (out / name).read_bytes() for name in RESULTS} == before
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from functools import partial
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import chain
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from gazeguard.errors import DataError, RowError
+from gazeguard.cleaning.batches import NO_MEMORY, Span, batches, one_ahead, out_of_memory
+from gazeguard.cleaning.tower import recording, replaying, shared_towers
+from gazeguard.errors import DataError
 from gazeguard.probe.attention import attend
 from gazeguard.probe.store import BlockStore
 from gazeguard.signals.entropy import head_entropy, head_mass, visual_entropy, visual_mass
-from gazeguard.types import KeyKind, Profile, Sample, SkippedRow
+from gazeguard.types import KeyKind, Profile, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+Numbers = dict[str, NDArray[np.float32]]
 
 # The one list of what is measured and stored: functions of weights `(sample, layer, head, key)`
 # and key kinds `(sample, key)` that give `(sample, layer)` or `(sample, layer, head)`.
@@ -42,7 +45,6 @@ SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 BEFORE = "before_"
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
-NO_MEMORY = "not enough memory to measure this row, even alone"
 # Reasons that lie with the model or machine: the row itself can be read.
 NOT_THE_ROWS_FAULT = (NOT_FINITE, NO_MEMORY)
 
@@ -71,7 +73,7 @@ def measure(
     *,
     base: Target | None = None,
     total: int,
-    batch_size: int,
+    batch_size: int | None,
     block_rows: int,
     progress: Progress | None = None,
 ) -> pa.Table:
@@ -93,16 +95,10 @@ def measure(
     done = total - sum(stop - start for start, stop in missing)
     if progress:
         progress(done, total)
-    wanted = frozenset(chain.from_iterable(range(*span) for span in missing))
-    rows = iter(dataset.rows(wanted.__contains__)) if missing else iter(())
-    for start, stop in missing:
-        records = []
-        for record in _measure_block(
-            partial(_measure_batch, target, base), islice(rows, stop - start), batch_size
-        ):
-            records.append(record)
-            if progress:
-                progress(done + len(records), total)
+    look = Look(target, base)
+    for (start, stop), records in zip(
+        missing, _measured(look, dataset, missing, batch_size, done, total, progress), strict=True
+    ):
         records.sort(key=lambda record: record["row"])
         if [record["row"] for record in records] != list(range(start, stop)):
             raise DataError(
@@ -112,7 +108,6 @@ def measure(
         block = pa.Table.from_pylist(records, schema=SCHEMA)
         store.write(start, stop, block)
         blocks[start, stop] = block
-        done += stop - start
     tables = [block for block in blocks.values() if block is not None]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
@@ -144,79 +139,126 @@ def _array(column: pa.ChunkedArray, layers: int) -> NDArray[np.float32]:
     return values[..., 0] if values.shape[2] == 1 else values
 
 
-def _measure_block(
-    look: Callable[[Sequence[Sample]], list[Record]],
-    rows: Iterable[Sample | SkippedRow],
-    batch_size: int,
-) -> Iterator[Record]:
-    """One record per row; the order is that of measuring.
+def _measured(
+    look: Look,
+    dataset: Dataset,
+    blocks: list[Span],
+    batch_size: int | None,
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> Iterator[list[Record]]:
+    """The records of each block; within it, the order is that of measuring.
 
-    What one block finds out (here: the batch size that fits into memory) never reaches another,
-    so a resumed run measures exactly as an uninterrupted one.
+    What one block finds out (here: how many rows fit into memory) never reaches another, so a
+    resumed run measures exactly as an uninterrupted one.
     """
-    limit = batch_size
-    waiting: list[Sample] = []
-    stream = iter(rows)
-    while True:
-        while len(waiting) < limit and (item := next(stream, None)) is not None:
-            if isinstance(item, SkippedRow):
-                yield _skipped(item.row, item.sample_id, item.reason)
-            else:
-                waiting.append(item)
-        if not waiting:
-            return
-        batch = waiting[:limit]
+    if not blocks:
+        return
+    wanted = frozenset(chain.from_iterable(range(*block) for block in blocks))
+    device = look.target.device
+    stream = batches(
+        iter(dataset.rows(wanted.__contains__)), blocks, look.encode, batch_size, device
+    )
+    if device.type != "cpu":  # on a CPU, the model already keeps every core busy
+        stream = one_ahead(stream)
+    records: list[Record] = []
+    room: int | None = None
+    with closing(stream):
+        for batch in stream:
+            records += [_skipped(s.row, s.sample_id, s.reason) for s in batch.unusable]
+            for samples, encoded in batch.parts:
+                found, room = _within_memory(look, samples, encoded, room)
+                records += found
+            if progress:
+                progress(done + len(records), total)
+            if batch.ends_block:
+                yield records
+                done += len(records)
+                records, room = [], None
+
+
+def _within_memory(
+    look: Look, samples: list[Sample], encoded: Encoded, room: int | None
+) -> tuple[list[Record], int | None]:
+    """Records of a batch, and the most rows that memory holds at once (None: no limit seen)."""
+    if room is None or len(samples) <= room:
         try:
-            records = look(batch)
+            return look(samples, encoded), room
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-            records = None
         # Outside of the handler: until it ends, the error keeps the failed forward's tensors.
-        if records is None:
-            _free_memory()
-            if len(batch) == 1:
-                records = [_skipped(batch[0].row, batch[0].sample_id, NO_MEMORY)]
-            else:
-                limit = len(batch) // 2
-                log.info("Out of memory with %d rows at once: trying %d.", len(batch), limit)
-                continue
-        yield from records
-        waiting = waiting[len(batch) :]
-
-
-def _measure_batch(target: Target, base: Target | None, samples: Sequence[Sample]) -> list[Record]:
-    try:
-        encoded = target.encode(samples)
-    except RowError as error:
+        _free_memory()
         if len(samples) == 1:
-            return [_skipped(samples[0].row, samples[0].sample_id, str(error))]
-        return [r for sample in samples for r in _measure_batch(target, base, [sample])]
-    numbers, finite = _look(target, encoded)
-    if base is not None or target.adapter is not None:
-        with target.without_adapter() if base is None else nullcontext():
-            before, also_finite = _look(base or target, encoded)
-        numbers |= {BEFORE + name: values for name, values in before.items()}
-        finite &= also_finite
-    tokens = (encoded.key_kind == KeyKind.IMAGE).sum(-1).tolist()
-    return [
-        {
-            "row": sample.row,
-            "sample_id": sample.sample_id,
-            "prompt": _utf8(sample.prompt),
-            "answer": _utf8(sample.answer),
-            "image_tokens": tokens[i],
-            **{name: signal[i] for name, signal in numbers.items()},
-        }
-        if finite[i]
-        else _skipped(sample.row, sample.sample_id, NOT_FINITE)
-        for i, sample in enumerate(samples)
-    ]
+            return [_skipped(samples[0].row, samples[0].sample_id, NO_MEMORY)], room
+        room = len(samples) // 2
+        log.info("Out of memory with %d rows at once: trying %d.", len(samples), room)
+    records: list[Record] = []
+    while samples:
+        some, samples = samples[:room], samples[room:]
+        found, room = _within_memory(look, some, look.encode(some), room)
+        records += found
+    return records, room
 
 
-def _look(
-    target: Target, encoded: Encoded
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+class Look:
+    """One batch under the tuned model and, where there is one, the model before its fine-tune.
+
+    Args:
+        target: the tuned model.
+        base: the model before a full fine-tune; not needed where `target` has an adapter.
+    """
+
+    def __init__(self, target: Target, base: Target | None) -> None:
+        self.target = target
+        self._base = base
+        self._twice = base is not None or target.adapter is not None
+        self._towers = shared_towers(target, base) if self._twice else None
+        self._encoding = Lock()  # a tokenizer serves one thread at a time
+
+    def encode(self, samples: Sequence[Sample]) -> Encoded:
+        """`Target.encode`, from any thread."""
+        with self._encoding:
+            return self.target.encode(samples)
+
+    def __call__(self, samples: list[Sample], encoded: Encoded) -> list[Record]:
+        """One record per sample."""
+        numbers, finite = self._look(encoded)
+        tokens = (encoded.key_kind == KeyKind.IMAGE).sum(-1).tolist()
+        return [
+            {
+                "row": sample.row,
+                "sample_id": sample.sample_id,
+                "prompt": _utf8(sample.prompt),
+                "answer": _utf8(sample.answer),
+                "image_tokens": tokens[i],
+                **{name: signal[i] for name, signal in numbers.items()},
+            }
+            if finite[i]
+            else _skipped(sample.row, sample.sample_id, NOT_FINITE)
+            for i, sample in enumerate(samples)
+        ]
+
+    def _look(self, encoded: Encoded) -> tuple[Numbers, NDArray[np.bool_]]:
+        """Signals of one or both models, and which samples gave finite numbers."""
+        if not self._twice:
+            return _signals(self.target, encoded)
+        with ExitStack() as first:
+            pictures: list[Any] = []
+            if self._towers is not None:
+                first.enter_context(recording(self._towers[0], pictures))
+            numbers, finite = _signals(self.target, encoded)
+        with ExitStack() as second:
+            if self._base is None:
+                second.enter_context(self.target.without_adapter())
+            if self._towers is not None:
+                second.enter_context(replaying(self._towers[1], pictures))
+            before, also_finite = _signals(self._base or self.target, encoded)
+        return numbers | {BEFORE + k: v for k, v in before.items()}, finite & also_finite
+
+
+def _signals(target: Target, encoded: Encoded) -> tuple[Numbers, NDArray[np.bool_]]:
     """Every signal, flat per sample, and which samples gave finite weights and logits."""
     rows = attend(target, encoded, reduce_heads=False)
     numbers = {
@@ -233,13 +275,6 @@ def _skipped(row: int, sample_id: str | None, reason: str) -> Record:
 def _utf8(text: str) -> str:
     """`text` without lone surrogates, which broken JSON may hold and Parquet cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()  # the CPU and MPS allocators raise a plain RuntimeError
-    return "out of memory" in text or "can't allocate memory" in text
 
 
 def _free_memory() -> None:

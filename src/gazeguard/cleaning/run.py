@@ -12,6 +12,8 @@ import torch
 
 from gazeguard._version import __version__
 from gazeguard.cleaning.gallery import gallery
+from gazeguard.cleaning.heap import keep_freed_memory
+from gazeguard.cleaning.linear import fast_linear
 from gazeguard.cleaning.measure import NOT_FINITE, NOT_THE_ROWS_FAULT, SIGNALS, measure, profile_of
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.data.read import open_dataset
@@ -72,7 +74,7 @@ def clean(
     images: str | Path | None = None,
     format: str = "auto",
     rule: Rule = "robust",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     limit: int | None = None,
@@ -96,7 +98,8 @@ def clean(
         images: folder that image paths in the data are relative to.
         format: of the data; `auto` looks inside.
         rule: which form of BYE decides.
-        batch_size: rows per forward pass; lowered by itself when memory runs out.
+        batch_size: rows per forward pass; lowered by itself when memory runs out. None suits it
+            to the device and, on a CPU, to the length of the prompts.
         device: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or
             `balanced` to spread the model over all GPUs.
         dtype: `auto` for the checkpoint's own, or e.g. `bfloat16`.
@@ -122,7 +125,7 @@ def clean(
     arguments = {
         name: value for name, value in locals().items() if name not in ("progress", "model", "data")
     }
-    if batch_size < 1 or block_rows < 1 or (limit is not None and limit < 1):
+    if any(number is not None and number < 1 for number in (batch_size, block_rows, limit)):
         raise UsageError("Batch size, block size and limit must be at least 1: give larger ones.")
     if base is not None and adapter is not None:
         raise UsageError("With --adapter the model itself is the base: leave --base out.")
@@ -132,7 +135,8 @@ def clean(
     )
     prepare_folder(out, dataset.path)
     device_map, why = _device(device)
-    with locked(out / WORK):
+    keep_freed_memory()
+    with locked(out / WORK), fast_linear():
         log.info("Loading %s.", model if adapter is None else f"{model} with adapter {adapter}")
         target = load(model, adapter, revision, dtype, device_map, trust_remote_code)
         earlier = None
@@ -147,8 +151,8 @@ def clean(
             attention_backend(target),
         )
         record = provenance(target, dataset, arguments=arguments, seed=seed)
-        # Blocks end where a batch ends, so that where a run was cut never changes a batch.
-        block_rows = -(-block_rows // batch_size) * batch_size
+        if batch_size is not None:  # a block's last batch need not be a small one
+            block_rows = -(-block_rows // batch_size) * batch_size
         identity = _identity(target, record, batch_size, block_rows)
         if earlier is not None:
             record["base"] = fingerprint(earlier)
@@ -188,7 +192,7 @@ def _same_kind(target: Target, base: Target) -> None:
 
 
 def _identity(
-    target: Target, record: dict[str, Any], batch_size: int, block_rows: int
+    target: Target, record: dict[str, Any], batch_size: int | None, block_rows: int
 ) -> dict[str, Any]:
     """What measured numbers depend on.
 

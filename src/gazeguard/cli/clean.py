@@ -61,7 +61,12 @@ def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozense
     show_default=True,
     help="paper is the published rule; robust is ours, for mixed sets and any direction.",
 )
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rows per forward pass.  [default: suits device and prompts]",
+)
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:<n>, mps or balanced."
 )
@@ -103,7 +108,7 @@ def clean(
     images: Path | None,
     format: str,
     rule: str,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     dtype: str,
     limit: int | None,

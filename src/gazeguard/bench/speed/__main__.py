@@ -16,7 +16,7 @@ import click
 import torch
 import transformers
 
-from gazeguard.assets import BASE
+from gazeguard.assets import ADAPTER, BASE
 from gazeguard.bench.speed import fitting, forward, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
 from gazeguard.bench.speed.instruments import Figure, machine
@@ -36,22 +36,26 @@ class Case:
     work: Path
     rows: int
     repeats: int
+    adapter: Path | None = None
 
 
 def cases(work: Path, random: Path, size: Size, quick: bool) -> Iterator[Case]:
     """From prompts that cost mostly overhead to prompts whose maps cost more than the model."""
+    rows, repeats = (60, 1) if quick else (300, 3)
     if BASE.is_dir():
-        yield Case("lab base", BASE, work / "base", 60 if quick else 300, 1 if quick else 3)
+        yield Case("lab base", BASE, work / "base", rows, repeats)
+        yield Case("lab base + adapter", BASE, work / "adapter", rows, repeats, ADAPTER)
     else:
         folder = tiny.build("llava", work / "tiny")
-        yield Case("tiny llava", folder, work / "a", 60 if quick else 300, 1 if quick else 3)
+        yield Case("tiny llava", folder, work / "a", rows, repeats)
     if quick:
         return
-    yield Case(f"llava of {size.grid**2} image tokens", random, work / "b", 100, 1)
+    # Short turns: on a busy machine, long ones meet different neighbours.
+    yield Case(f"llava of {size.grid**2} image tokens", random, work / "b", 50, 3)
     # Half the layers and few rows: the public way takes seconds a row here.
     fine = replace(size, grid=2 * size.grid, layers=size.layers // 2)
     folder = random_llava(work / "fine", fine)
-    yield Case(f"llava of {fine.grid**2:,} image tokens", folder, work / "c", 12, 1)
+    yield Case(f"llava of {fine.grid**2:,} image tokens", folder, work / "c", 12, 3)
 
 
 @click.command()
@@ -82,7 +86,12 @@ def main(out: Path, quick: bool, threads: int) -> None:
         add("forward", forward.measure(random, size, threads))
         for case in cases(work, random, size, quick):
             data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
-            add(case.name, workflow.measure(case.name, case.folder, data, case.work, case.repeats))
+            add(
+                case.name,
+                workflow.measure(
+                    case.name, case.folder, data, case.work, case.repeats, case.adapter
+                ),
+            )
     add("fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32))
     result = {
         "schema_version": 1,

@@ -155,6 +155,8 @@ def _layers_that_see(profile: Profile) -> NDArray[np.bool_]:
 
 
 def _only(profile: Profile, chosen: NDArray[np.bool_]) -> Profile:
+    if chosen.all():
+        return profile  # a copy of every head's signals is gigabytes
     return replace(
         profile,
         layers=tuple(layer for layer, c in zip(profile.layers, chosen, strict=True) if c),

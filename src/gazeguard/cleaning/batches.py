@@ -1,0 +1,131 @@
+"""From rows to encoded batches: how many rows at once, and the next ones while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from gazeguard.errors import RowError
+from gazeguard.types import Sample, SkippedRow
+
+if TYPE_CHECKING:
+    from gazeguard.models.target import Encoded
+
+NO_MEMORY = "not enough memory to measure this row, even alone"
+
+# Measured on one core: prompts of 80 tokens are fastest about 16 at a time; of 600 and of 2,300,
+# one by one, because padding takes sdpa off its causal path, which costs more than a batch brings.
+CPU_TOKENS = 1200
+ACCELERATOR_ROWS = 8
+
+Span = tuple[int, int]
+Encode = Callable[[Sequence[Sample]], "Encoded"]
+Part = tuple[list[Sample], "Encoded"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows on their way to the model.
+
+    Attributes:
+        parts: samples and what the model gets for them; several only where a row was refused.
+        unusable: rows that could not be read, or that this model cannot take.
+        ends_block: whether these are the last rows of their block.
+    """
+
+    parts: list[Part]
+    unusable: list[SkippedRow]
+    ends_block: bool
+
+
+def batches(
+    rows: Iterator[Sample | SkippedRow],
+    blocks: Iterable[Span],
+    encode: Encode,
+    batch_size: int | None,
+    device: torch.device,
+) -> Generator[Batch]:
+    """Encode rows in their order, each block apart from the others.
+
+    No batch reaches over the end of a block, and no size is carried over it, so that which blocks
+    were measured before never changes a batch.
+
+    Args:
+        rows: the rows of all blocks, one after the other.
+        blocks: first row and end of each.
+        encode: makes the model's inputs; raises `RowError` for a row that it cannot take.
+        batch_size: rows at once; None for a size that suits the device and the prompts' length.
+        device: where the model runs.
+    """
+    for start, stop in blocks:
+        block = islice(rows, stop - start)
+        size, ends = batch_size, False
+        if size is None and device.type != "cpu":
+            size = ACCELERATOR_ROWS
+        while not ends:
+            samples: list[Sample] = []
+            unusable: list[SkippedRow] = []
+            ends = True
+            for item in block:
+                if isinstance(item, SkippedRow):
+                    unusable.append(item)
+                    continue
+                samples.append(item)
+                if size is None:
+                    size = _fitting(_encoded([item], encode, []))
+                if len(samples) == size:
+                    ends = False
+                    break
+            parts = _encoded(samples, encode, unusable)
+            yield Batch(parts, unusable, ends)
+            if batch_size is None and device.type == "cpu":
+                size = _fitting(parts)
+
+
+def one_ahead(items: Iterator[T]) -> Generator[T]:
+    """The same items, each made in another thread while its predecessor is used.
+
+    Reading and encoding take a processor's time, the model that of an accelerator.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "gazeguard-read") as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocator had nothing left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()  # the CPU and MPS allocators raise a plain RuntimeError
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _fitting(parts: list[Part]) -> int | None:
+    """Rows of about this length that a CPU should get at once; None when there are none to tell."""
+    tokens = max((encoded.key_kind.shape[1] for _, encoded in parts), default=0)
+    return max(1, CPU_TOKENS // tokens) if tokens else None
+
+
+def _encoded(samples: list[Sample], encode: Encode, unusable: list[SkippedRow]) -> list[Part]:
+    """All samples together, or each alone when they cannot be; the refused go to `unusable`."""
+    if not samples:
+        return []
+    try:
+        return [(samples, encode(samples))]
+    except (RowError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, RowError) and not out_of_memory(error):
+            raise
+        why = str(error) if isinstance(error, RowError) else NO_MEMORY
+    if len(samples) > 1:
+        return [part for sample in samples for part in _encoded([sample], encode, unusable)]
+    unusable.append(SkippedRow(samples[0].row, why, samples[0].sample_id))
+    return []
