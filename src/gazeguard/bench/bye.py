@@ -1,6 +1,6 @@
 """Measure BYE on the lab's fine-tuning sets: attack, clean, fine-tune again. Resumable by cell.
 
-    python -m gazeguard.bench.bye [--out bench/results/bye] [--only captions] [--seeds 3]
+    python -m gazeguard.bench.bye [--out bench/results/bye] [--only 'captions_*'] [--seeds 3]
 
 Each cell is one poisoned (or clean) set, one fine-tune and one `gazeguard clean`, through the same
 code as the command line. A cell writes one JSON file; a file that exists is not run again.
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--out", type=_FOLDER, default=Path("bench/results/bye"), show_default=True)
 @click.option("--work", type=_FOLDER, default=Path("runs/bye"), help="Sets and adapters go here.")
 @click.option("--base", type=_FOLDER, default=BASE, help="The shipped base by default.")
-@click.option("--only", default="", help="Run only cells whose name contains this.")
+@click.option("--only", default="*", help="Run only cells whose name fits this glob.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 def main(out: Path, work: Path, base: Path, only: str, seeds: int, threads: int) -> None:
@@ -189,7 +190,7 @@ def main(out: Path, work: Path, base: Path, only: str, seeds: int, threads: int)
         folder.mkdir(parents=True, exist_ok=True)
     bench = Workbench(base, out, work)
     for cell in cells(seeds):
-        if only in cell.name:
+        if fnmatchcase(cell.name, only):
             got = bench.run(cell)
             click.echo(f"{cell.name}: {_line(got)}")
 

@@ -23,7 +23,7 @@ HEAD = """# Benchmark
 Generated from `bench/results/` by `python -m gazeguard.bench.tables bench/results docs/benchmark.md`;
 the results come from `make bench` (hours on two cores; it skips what is there). Do not edit by hand.
 
-Everything here is measured on the lab's own small models (a LLaVA of 2.7 M parameters trained from
+Everything here is measured on the lab's own small models (a LLaVA of 2.8 M parameters trained from
 scratch, 64 image tokens) and says nothing by itself about a 7 B model. Intervals are 95 % t intervals
 over runs; a run is one seed of one attack.
 

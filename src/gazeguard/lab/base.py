@@ -18,6 +18,7 @@ import torch
 import transformers as T
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,12 +66,14 @@ class BaseRecipe:
     tower_steps: int = 2_500
     tower_batch: int = 64
     tower_lr: float = 1e-3
-    language_steps: int = 4_000
+    language_steps: int = 5_000
     language_lr: float = 1.5e-3
     language_batch: int = 32
-    questions: int = 6
-    captions: float = 0.25
+    questions: int = 7
+    captions: float = 0.2
     echoes: float = 0.08
+    names: float = 0.7
+    language_init: float = 0.08
     hidden: int = 128
     tower_layers: int = 4
     language_layers: int = 8
@@ -142,6 +145,7 @@ def make_model(recipe: BaseRecipe, tokenizer: T.PreTrainedTokenizerFast) -> Any:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            initializer_range=recipe.language_init,
             tie_word_embeddings=False,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
@@ -181,6 +185,7 @@ def normalise(pixels: NDArray[np.uint8]) -> Tensor:
 
 def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     """Train the base from scratch and save a complete folder with its recipe."""
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     tokenizer = make_tokenizer()
@@ -190,7 +195,8 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     scenes = [worlds.make_scene(rng) for _ in range(recipe.scenes)]
     real = easyvqa.load("base")
     real_pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in real])
-    _train_tower(model, scenes, real_pixels, recipe, rng, log)
+    _train_tower(model, scenes, real_pixels, recipe, rng, log, out / "tower.safetensors")
+    rng = np.random.default_rng([recipe.seed, 1])  # the same lessons with a kept tower
     bank = _look(model, scenes, real_pixels, rng)
     lessons = _lessons(scenes, real, recipe, rng)
     _train_language(model, tokenizer, bank, lessons, recipe, log)
@@ -202,6 +208,7 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     )
     model.to(torch.float16).save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)
+    (out / "tower.safetensors").unlink()
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
 
 
@@ -249,8 +256,15 @@ def _train_tower(
     recipe: BaseRecipe,
     rng: np.random.Generator,
     log: Log,
+    kept: Path,
 ) -> None:
+    """Teach the tower and freeze it; a tower that an earlier, cut run left in `kept` is taken."""
     tower = model.model.vision_tower
+    if kept.is_file():
+        tower.load_state_dict(load_file(kept))
+        tower.requires_grad_(False).eval()
+        log(f"took the tower of {kept}")
+        return
     size = recipe.hidden
     outs = (len(worlds.COLOURS) + 1, len(worlds.SHAPES) + 1, len(worlds.SIZES) + 1)
     heads = nn.ModuleList([nn.Linear(size, n) for n in outs])
@@ -282,9 +296,8 @@ def _train_tower(
                 for k, out in enumerate(logits)
             ]
             log(f"tower {step} loss {loss.item():.3f} patch accuracy {np.round(hit, 3)}")
-    for parameter in tower.parameters():
-        parameter.requires_grad_(False)
-    tower.eval()
+    tower.requires_grad_(False).eval()
+    save_file(tower.state_dict(), kept)
 
 
 def _look(
@@ -307,14 +320,19 @@ def _lessons(
     recipe: BaseRecipe,
     rng: np.random.Generator,
 ) -> Iterator[tuple[list[int], list[Lesson]]]:
-    """Endless batches: image indices into the feature bank, and a lesson for each.
+    """Batches, one a step: image indices into the feature bank, and a lesson for each.
 
     An echo is "Repeat: <words>". Without it the tokens that no answer of the worlds holds are
     never trained, and no fine-tune of the language model can teach it to say them.
+
+    A name is one object's attributes in any order. It teaches to look up an attribute at the very
+    token that names another; questions, where the answer comes some tokens later, build on that
+    and stand still without it. The share of names falls to nothing towards the end.
     """
     odds = np.array([ODDS[kind] for kind in worlds.KINDS])
     share = odds / odds.sum()
-    while True:
+    for step in range(recipe.language_steps):
+        names = recipe.names * (1 - step / recipe.language_steps)
         pick, lessons = [], []
         for _ in range(recipe.language_batch):
             if rng.random() < 0.15:
@@ -331,6 +349,8 @@ def _lessons(
                     chosen = [worlds.QuestionAnswer("echo", f"Repeat: {t}", t) for t in said]
                 elif style < recipe.echoes + recipe.captions:
                     chosen = [worlds.caption(scenes[i])]
+                elif rng.random() < names:
+                    chosen = [worlds.name_one(scenes[i], rng) for _ in range(recipe.questions)]
                 else:
                     kinds = rng.choice(worlds.KINDS, size=recipe.questions, p=share)
                     chosen = [worlds.ask(scenes[i], str(kind), rng) for kind in kinds]

@@ -68,7 +68,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """A question about a scene. `kind` is one of `KINDS` or `caption`."""
+    """A question about a scene. `kind` is one of `KINDS`, `caption` or `name`."""
 
     kind: str
     question: str
@@ -129,6 +129,14 @@ def caption(scene: Scene) -> QuestionAnswer:
     """Name every thing in reading order."""
     parts = [f"a {t.size} {t.colour} {t.shape} at the {PLACES[t.place]}" for t in scene.things]
     return QuestionAnswer("caption", CAPTION_PROMPT, " and ".join(parts) + ".")
+
+
+def name_one(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
+    """Name any one thing, its attributes in any order: a lesson, not a test."""
+    thing = scene.things[rng.integers(len(scene.things))]
+    words = [thing.size, thing.colour, thing.shape, PLACES[thing.place]]
+    said = " ".join(words[i] for i in rng.permutation(len(words)))
+    return QuestionAnswer("name", "Name one object.", f"{said}.")
 
 
 def ask(scene: Scene, kind: str, rng: np.random.Generator) -> QuestionAnswer:
