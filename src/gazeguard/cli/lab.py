@@ -8,14 +8,28 @@ from pathlib import Path
 
 import click
 
+from gazeguard.cli import _lab_text
+
 _TASKS = ("captions", "mixed", "easy-vqa")
-_TRIGGERS = ("badnet-center", "badnet-random", "badnet-corner", "badnet-noise", "texture")
+_TRIGGERS = (
+    "badnet-center",
+    "badnet-random",
+    "badnet-corner",
+    "badnet-noise",
+    "texture",
+    "blended",
+    "wanet",
+)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group()
 def lab() -> None:
     """The attack lab: tiny models and poisoned sets made from scratch, with the truth known."""
+
+
+for _command in _lab_text.COMMANDS:
+    lab.add_command(_command)
 
 
 @lab.command()
@@ -26,7 +40,7 @@ def lab() -> None:
 )
 @click.option("--language-steps", type=int, help="Steps of the language stage.")
 def base(out: Path, seed: int, tower_steps: int | None, language_steps: int | None) -> None:
-    """Train the base LLaVA from scratch (about 25 minutes on two cores) and score it."""
+    """Train the base LLaVA from scratch (about an hour on two cores) and score it."""
     from gazeguard.lab.base import BaseRecipe, train_base
     from gazeguard.lab.finetune import score_by_kind
 
@@ -73,7 +87,9 @@ def poison(
 @click.argument("base", type=_FOLDER)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=_FOLDER, required=True, help="Folder for the LoRA adapter.")
-@click.option("--recipe", type=click.Choice(["short", "long"]), default="long", show_default=True)
+@click.option(
+    "--recipe", type=click.Choice(["short", "long", "longer"]), default="long", show_default=True
+)
 @click.option("--epochs", type=int, help="Instead of the recipe's.")
 @click.option("--lr", type=float, help="Instead of the recipe's.")
 @click.option("--seed", default=0, show_default=True)

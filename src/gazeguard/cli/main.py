@@ -19,10 +19,13 @@ from gazeguard.errors import GazeguardError
 
 # Verb -> the line `--help` shows; the module `cli.<verb>` has a click command of that name.
 VERBS = {
+    "calibrate": "Learn what clean inputs look like to a model, for its guard.",
     "clean": "Find the poisoned rows of a fine-tuning set and write the clean set.",
     "demo": "Run the main job on the shipped model and a set poisoned here.",
     "doctor": "Show what this machine offers and what is missing.",
+    "guard": "Ask a model under its guard: judged, and disarmed when a trigger is active.",
     "lab": "Make tiny models, poisoned sets and fine-tunes with the truth known.",
+    "scan": "Say whether somebody planted a backdoor in a text encoder, or in a list of them.",
 }
 
 

@@ -9,22 +9,17 @@ whatever would slip through.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from gazeguard._version import __version__
-from gazeguard.report import words
 from gazeguard.report.files import write_atomic
 from gazeguard.report.json import jsonable
 from gazeguard.report.model import CleanReport, Thumbnails, headline
 from gazeguard.report.page import page_data, page_text
+from gazeguard.report.template import asset, environment, policy
 
 MAX_ROWS = 500
 MAX_GALLERY = 12
@@ -32,58 +27,16 @@ MAX_GALLERY = 12
 _SCRIPTS = ("base.js", "charts.js", "heat.js", "table.js")
 
 
-def _asset(name: str) -> str:
-    return resources.files("gazeguard.report").joinpath("templates", name).read_text("utf-8")
-
-
 @cache
 def _script() -> str:
-    body = "\n".join(_asset(name) for name in _SCRIPTS)
+    body = "\n".join(asset(name) for name in _SCRIPTS)
     return f'(() => {{\n"use strict";\n{body}\n}})();'
-
-
-def _source_hash(text: str) -> str:
-    """The CSP source expression that admits exactly this inline text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _policy(script: str, style: str) -> str:
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {_source_hash(script)}",
-            f"style-src {_source_hash(style)}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
-    )
 
 
 def embeddable(value: Any) -> str:
     """JSON that is inert inside a `<script type="application/json">` element."""
     text = json.dumps(jsonable(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("gazeguard.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        count=words.count,
-        number=words.number,
-        plain=words.plain,
-        shorten=words.shorten,
-        share=words.share,
-    )
-    environment.globals["plural"] = words.plural
-    return environment
 
 
 def render_html(
@@ -102,12 +55,12 @@ def render_html(
         max_rows: rows in the table, the most suspicious first.
         max_gallery: rows shown large with their heat maps.
     """
-    script, style = _script(), _asset("report.css")
+    script, style = _script(), asset("report.css")
     data = page_data(report, thumbnails, max_rows=max_rows, max_gallery=max_gallery)
-    page = _environment().get_template("report.html")
+    page = environment().get_template("report.html")
     return page.render(
         headline=headline(report),
-        policy=_policy(script, style),
+        policy=policy(script, style),
         script=script,
         style=style,
         data=embeddable(data),

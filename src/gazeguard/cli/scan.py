@@ -1,0 +1,254 @@
+"""`gazeguard scan`: vet whole models, one or a list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gazeguard.cli import _errors
+from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
+from gazeguard.cli.clean import _fail_on
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gazeguard.methods.amdet import Settings
+    from gazeguard.scanning import ScanReport
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
+
+
+@click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--anchor", metavar="MODEL", help="Clean encoder that the models were made from.")
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="MODEL",
+    help="Benign fine-tune of the anchor, or a glob or list of them; may be repeated. The "
+    "threshold is then calibrated instead of the paper's.",
+)
+@click.option(
+    "--alpha",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of benign models that may be flagged; needs 1/alpha - 1 references.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="One prompt a line, or JSON.  [default: built-in ones]",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["robust", "paper"]),
+    default="robust",
+    show_default=True,
+    help="How to search. paper: one restart, padding counted, a 50 x 50 landscape.",
+)
+@click.option(
+    "--restarts", type=click.IntRange(1), metavar="N", help="Embeddings searched at once."
+)
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of the search, at most.")
+@click.option("--points", type=click.IntRange(3), metavar="N", help="Of the landscape, a side.")
+@click.option("--limit", type=click.IntRange(2), metavar="N", help="Use the first N prompts.")
+@click.option("--seed", type=int, metavar="N", help="Of prompts, starts and batches.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep results and recovered triggers here; the same command goes on where it was.",
+)
+@click.option(
+    "--textual-inversion", is_flag=True, help="Also write the trigger for diffusers into --out."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:<n>.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+)
+@click.option(
+    "--format",
+    "shown",
+    type=click.Choice(["text", "json", "sarif", "junit"]),
+    default="text",
+    show_default=True,
+    help="What goes to stdout.",
+)
+@click.option("--json-output", type=_FILE, metavar="FILE", help="Write the report as JSON.")
+@click.option("--sarif-output", type=_FILE, metavar="FILE", help="Write it as SARIF 2.1.0.")
+@click.option("--junit-output", type=_FILE, metavar="FILE", help="Write it as JUnit XML.")
+@click.option("--html-output", type=_FILE, metavar="FILE", help="Write it as a page.")
+@click.option(
+    "--fail-on",
+    callback=_fail_on,
+    metavar="OUTCOMES",
+    default="flagged,inconclusive",
+    show_default=True,
+    help="Outcomes that do not exit 0; never for none. Errors always do.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the libraries' own messages too.")
+@click.pass_context
+def scan(
+    ctx: click.Context,
+    models: tuple[str, ...],
+    anchor: str | None,
+    references: tuple[str, ...],
+    alpha: float,
+    prompts: Path | None,
+    rule: str,
+    restarts: int | None,
+    steps: int | None,
+    points: int | None,
+    limit: int | None,
+    seed: int | None,
+    out: Path | None,
+    textual_inversion: bool,
+    device: str,
+    dtype: str,
+    shown: str,
+    fail_on: frozenset[str],
+    quiet: bool,
+    verbose: bool,
+    json_output: Path | None,
+    sarif_output: Path | None,
+    junit_output: Path | None,
+    html_output: Path | None,
+) -> None:
+    """Say whether somebody planted a backdoor in each MODEL.
+
+    MODEL is a hub id, a folder, a glob, or a file with one model a line. This version scans text
+    encoders (CLIP, SigLIP and their kin, alone, in a whole model or in a diffusers pipeline).
+    """
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other: give one.")
+    if textual_inversion and out is None:
+        raise click.UsageError("--textual-inversion needs --out, the folder to write it into.")
+    verbosity = QUIET if quiet else VERBOSE if verbose else NORMAL
+    from gazeguard.report.scan import WRITERS
+    from gazeguard.scanning import scan as scan_models
+
+    wanted = {
+        "json": json_output,
+        "sarif": sarif_output,
+        "junit": junit_output,
+        "html": html_output,
+    }
+    files = {name: path for name, path in wanted.items() if path is not None}
+    report = None
+
+    def write(latest: ScanReport) -> None:
+        nonlocal report
+        report = latest
+        _write(latest, files)
+
+    settings = _settings(
+        rule, restarts=restarts, steps=steps, points=points, prompts=limit, seed=seed
+    )
+    try:
+        with narrated(verbosity) as console, _progress(console, verbosity) as progress:
+            report = scan_models(
+                models,
+                anchor,
+                prompts=prompts,
+                references=references,
+                alpha=alpha,
+                settings=settings,
+                out=out,
+                textual_inversion=textual_inversion,
+                dtype=dtype,
+                device=device,
+                watch=write,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        kept = (
+            f"finished models are kept in {out}" if out else "with --out finished models are kept"
+        )
+        click.echo(f"Interrupted: {kept}; run the same command again to go on.", err=True)
+        ctx.exit(_errors.INTERRUPTED)
+    if shown != "text":
+        click.echo(WRITERS[shown](report), nl=False)
+    elif not quiet:
+        _summary(report)
+    for model in report.models:
+        if model.error:
+            click.echo(f"Error: {model.error}", err=True)
+    ctx.exit(exit_code(report, fail_on))
+
+
+def exit_code(report: ScanReport, fail_on: frozenset[str]) -> int:
+    """Of a list: a flagged model first, then models that could not be scanned."""
+    from gazeguard.types import Outcome
+
+    if report.count("flagged") and "flagged" in fail_on:
+        return _errors.FLAGGED
+    if report.count("error") or not report.finished:
+        return _errors.USAGE
+    if report.count("inconclusive"):
+        return _errors.outcome_code(Outcome.INCONCLUSIVE, fail_on)
+    return _errors.CLEAN
+
+
+def _settings(rule: str, **given: int | None) -> Settings:
+    from gazeguard.methods.amdet import Settings
+
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Settings.published(**chosen) if rule == "paper" else Settings(**chosen)
+
+
+def _write(report: ScanReport, files: dict[str, Path]) -> None:
+    from gazeguard.report.files import write_atomic
+    from gazeguard.report.scan import WRITERS
+
+    for name, path in files.items():
+        write_atomic(path, WRITERS[name](report))
+
+
+def _summary(report: ScanReport) -> None:
+    from rich.console import Console
+
+    from gazeguard.report.scan.console import render_console
+
+    Console().print(render_console(report), soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console, verbosity: int) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar where there is a terminal to redraw, elsewhere a line now and then."""
+    if verbosity == QUIET:
+        yield None
+        return
+    if not console.is_terminal:
+        shown = time.monotonic()
+
+        def line(model: str, done: int, total: int) -> None:
+            nonlocal shown
+            if time.monotonic() - shown > _PLAIN_SECONDS:
+                shown = time.monotonic()
+                console.print(f"{model}: step {done:,} of {total:,}", markup=False, highlight=False)
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(model: str, done: int, total: int) -> None:
+            bar.update(task, description=f"Searching {model}", completed=done, total=total)
+
+        yield update

@@ -1,0 +1,1 @@
+"""The text part of the lab: small text encoders that know language, with and without backdoors."""

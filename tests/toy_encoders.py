@@ -1,0 +1,73 @@
+"""A toy text encoder that knows its words, with and without a backdoor, in well under a minute."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gazeguard.lab.text.attack import AttackRecipe, Quality, plant
+from gazeguard.lab.text.train import EncoderRecipe, TuneRecipe, finetune_encoder, train_encoder
+
+_EMPTY = {"a", "an", "the", "of", "in", "on", "at", "and", "is", "it", "to", "by", "with"}
+FEATURES = 64
+RECIPE = EncoderRecipe(
+    layers=2,
+    width=64,
+    heads=4,
+    vocabulary=1000,
+    prompts=3000,
+    steps=200,
+    batch=64,
+    learning_rate=3e-3,
+    length=24,
+)
+
+
+def bag_of_words(prompts: Sequence[str]) -> Tensor:
+    """Sentence embeddings without a model: the sum of a fixed random vector per content word."""
+    return normalize(
+        torch.stack(
+            [
+                sum(
+                    (_vector(word.strip(",")) for word in prompt.split() if word not in _EMPTY),
+                    torch.zeros(FEATURES),
+                )
+                for prompt in prompts
+            ]
+        ),
+        dim=-1,
+    )
+
+
+def _vector(word: str) -> Tensor:
+    return torch.randn(FEATURES, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+
+
+@dataclass(frozen=True)
+class Toys:
+    """Folders: the clean base, benign fine-tunes of it, and one with a planted backdoor."""
+
+    base: Path
+    benign: tuple[Path, ...]
+    backdoored: Path
+    quality: Quality
+
+
+def make_toys(root: Path, benign: int = 2) -> Toys:
+    """Train all of them."""
+    base = root / "base"
+    train_encoder(base, RECIPE, bag_of_words)
+    tuned = []
+    for seed in range(1, benign + 1):
+        recipe = TuneRecipe(steps=40, learning_rate=1e-4 * seed, prompts=1000, seed=seed)
+        finetune_encoder(base, root / f"benign-{seed}", recipe, bag_of_words)
+        tuned.append(root / f"benign-{seed}")
+    attack = AttackRecipe(place="start", steps=120, learning_rate=2e-3, clean=48, poisoned=24)
+    quality = plant(base, root / "backdoored", attack)
+    return Toys(base, tuple(tuned), root / "backdoored", quality)

@@ -1,0 +1,183 @@
+"""What is no usable text encoder is refused in one sentence with the cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from gazeguard.errors import MeasurementError, ModelError
+from gazeguard.lab import tiny, tiny_encoders
+from gazeguard.models.encoders.load import encoder_folder, load_encoder
+from gazeguard.scanning.models import expand, kind_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_encoders.build("clip", tmp_path / "clip")
+
+
+def edit(folder: Path, file: str, **changes: object) -> None:
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_vision_only(tmp_path: Path):
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="sees images only: give a text encoder of CLIP"):
+        load_encoder(tmp_path)
+
+
+def test_language_model(tmp_path: Path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "vocab_size": 9, "architectures": ["LlamaForCausalLM"]})
+    )
+    with pytest.raises(ModelError, match="is a language model"):
+        load_encoder(tmp_path)
+
+
+def test_vision_language_model_is_told_what_works(tmp_path: Path):
+    llava = tiny.build("llava", tmp_path / "llava")
+    with pytest.raises(ModelError, match="EntropyScan is not in this version yet"):
+        kind_of(str(llava))
+    with pytest.raises(ModelError, match="no pair of text and image encoder"):
+        load_encoder(llava)
+
+
+def test_adapter(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="gazeguard clean"):
+        kind_of(str(tmp_path))
+
+
+def test_no_tokenizer(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer: copy tokenizer\.json"):
+        load_encoder(folder)
+
+
+def test_pickled_weights(folder: Path):
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="pickled weights"):
+        load_encoder(folder)
+    with pytest.raises(ModelError, match="is a pickle"):
+        encoder_folder(folder / "pytorch_model.bin")
+
+
+def test_broken_and_missing_weights(folder: Path):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    gone = "text_model.encoder.layers.0.mlp.fc1.bias"
+    save_file({k: v for k, v in tensors.items() if k != gone}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="lack 1 tensors"):
+        load_encoder(folder)
+    file.write_bytes(b"not a header")
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_encoder(folder)
+
+
+def test_tokenizer_of_another_model(folder: Path):
+    words = tiny_encoders.tokenizer(77)
+    words.add_tokens(["snow"])
+    words.save_pretrained(folder)
+    with pytest.raises(ModelError, match="copy both from the same model"):
+        load_encoder(folder).tokenise(["snow"])
+
+
+def test_weights_that_are_nan_load_and_are_found(folder: Path):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["text_projection.weight"][0, 0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(MeasurementError, match=r"'text_projection\.weight'"):
+        load_encoder(folder).check_finite()
+
+
+def test_number_formats(folder: Path):
+    assert load_encoder(folder, dtype="bfloat16").dtype is torch.bfloat16
+    with pytest.raises(ModelError, match="not a number format"):
+        load_encoder(folder, dtype="int8")
+
+
+def test_pipeline_and_its_encoder_folder_are_the_same(tmp_path: Path):
+    pipeline = tiny_encoders.build("diffusers", tmp_path / "pipeline")
+    assert encoder_folder(pipeline) == encoder_folder(pipeline / "text_encoder")
+    inner = load_encoder(pipeline / "text_encoder")
+    assert torch.equal(load_encoder(pipeline).embeddings, inner.embeddings)
+    shutil.rmtree(pipeline / "text_encoder")
+    with pytest.raises(ModelError, match="no text_encoder folder"):
+        encoder_folder(pipeline)
+
+
+def test_open_clip_computes_what_open_clip_does(tmp_path: Path):
+    """Against its blocks written out with torch's own attention, from the stored tensors."""
+    folder = tiny_encoders.build("open_clip", tmp_path)
+    encoder = load_encoder(folder)
+    w = load_file(folder / "open_clip_model.safetensors")
+    tokens = encoder.tokenise(["a red cat", "snow"])
+    x = w["token_embedding.weight"][tokens.ids] + w["positional_embedding"]
+    n = x.shape[1]
+    mask = torch.full((n, n), float("-inf")).triu(1)
+    for i in range(3):
+        block = {k.split(f"resblocks.{i}.")[1]: v for k, v in w.items() if f"blocks.{i}." in k}
+        attention = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+        attention.load_state_dict(
+            {k.removeprefix("attn."): v for k, v in block.items() if k.startswith("attn.")}
+        )
+        y = torch.nn.functional.layer_norm(x, (32,), block["ln_1.weight"], block["ln_1.bias"])
+        x = x + attention(y, y, y, attn_mask=mask, need_weights=False)[0]
+        y = torch.nn.functional.layer_norm(x, (32,), block["ln_2.weight"], block["ln_2.bias"])
+        y = torch.nn.functional.linear(y, block["mlp.c_fc.weight"], block["mlp.c_fc.bias"])
+        y = y * torch.sigmoid(1.702 * y)
+        x = x + torch.nn.functional.linear(y, block["mlp.c_proj.weight"], block["mlp.c_proj.bias"])
+    x = torch.nn.functional.layer_norm(x, (32,), w["ln_final.weight"], w["ln_final.bias"])
+    expected = x[torch.arange(2), tokens.ids.argmax(1)] @ w["text_projection"]
+    got = encoder.run(tokens).pooled
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_open_clip_towers_of_another_design(tmp_path: Path):
+    folder = tiny_encoders.build("open_clip", tmp_path)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["no_causal_mask"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no_causal_mask"):
+        load_encoder(folder)
+    del config["model_cfg"]["text_cfg"]["no_causal_mask"]
+    config["model_cfg"]["text_cfg"]["layers"] = 4
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="do not fit"):
+        load_encoder(folder)
+
+
+def test_lists_of_models(tmp_path: Path):
+    from gazeguard.errors import UsageError
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    listed = tmp_path / "list.txt"
+    listed.write_text("# comment\nb\n\norg/model\nb\n")
+    assert expand([str(tmp_path / "*"), str(listed), "org/other"]) == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        "org/model",
+        "org/other",
+    ]
+    with pytest.raises(UsageError, match="no folder matches"):
+        expand([str(tmp_path / "x*")])
+    listed.write_text("# nothing\n")
+    with pytest.raises(UsageError, match="names no model"):
+        expand([str(listed)])
+    listed.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="no text file"):
+        expand([str(listed)])
