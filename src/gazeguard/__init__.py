@@ -12,16 +12,18 @@ from gazeguard._version import __version__
 
 if TYPE_CHECKING:
     from gazeguard.cleaning import clean
+    from gazeguard.guarding import Guard
     from gazeguard.methods.bye import BYE
     from gazeguard.models.load import load
 
 _HOME = {
     "BYE": "gazeguard.methods.bye",
+    "Guard": "gazeguard.guarding",
     "clean": "gazeguard.cleaning",
     "load": "gazeguard.models.load",
 }
 
-__all__ = ["BYE", "__version__", "clean", "load"]
+__all__ = ["BYE", "Guard", "__version__", "clean", "load"]
 
 
 def __getattr__(name: str) -> Any:

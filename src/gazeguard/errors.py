@@ -8,12 +8,19 @@
     ├── DataError (ValueError)         the data set as a whole cannot be used
     │   └── RowError                   one row cannot be read; callers turn it into a `SkippedRow`
     ├── MeasurementError (RuntimeError)  the model ran, but its numbers cannot be judged (NaN)
+    ├── RefusedError (RuntimeError)    a guarded call was stopped; carries the verdicts
     └── MissingExtra (ImportError)     an optional dependency is not installed
 
 Anything else that escapes is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gazeguard.guarding.verdict import GuardVerdict
 
 
 class GazeguardError(Exception):
@@ -38,6 +45,18 @@ class RowError(DataError):
 
 class MeasurementError(GazeguardError, RuntimeError):
     """The model ran, but what was measured cannot be judged."""
+
+
+class RefusedError(GazeguardError, RuntimeError):
+    """A guarded call was stopped before its answer was written.
+
+    Attributes:
+        verdicts: one per request of the call, the innocent ones of the batch too.
+    """
+
+    def __init__(self, verdicts: Sequence[GuardVerdict], why: str) -> None:
+        super().__init__(why)
+        self.verdicts = tuple(verdicts)
 
 
 class MissingExtra(GazeguardError, ImportError):

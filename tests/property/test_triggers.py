@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gazeguard.lab.triggers import TRIGGERS, Patch, resize_only
+from gazeguard.lab.triggers import TRIGGERS, Blend, Patch, Warp, resize_only
 
 pictures = st.tuples(st.integers(8, 40), st.integers(8, 40)).flatmap(
     lambda hw: arrays(np.uint8, (*hw, 3))
@@ -56,6 +56,49 @@ def test_zero_side_is_the_identity():
 
 def test_side_is_relative_to_the_shorter_side():
     assert Patch(side=1 / 16).box(64, 128, np.random.default_rng(0)) == (30, 62, 4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(picture=pictures, opacity=st.floats(0, 1))
+def test_blend_lies_between_picture_and_pattern(picture, opacity):
+    blend = Blend(opacity)
+    out = blend(picture, np.random.default_rng(0)).astype(int)
+    pattern = blend.pattern(*picture.shape[:2]).astype(int)
+    expected = picture + opacity * (pattern - picture.astype(int))
+    assert np.abs(out - expected).max() <= 0.5 + 1e-9
+
+
+def test_blend_is_the_same_pattern_at_every_size():
+    small, large = Blend().pattern(16, 16), Blend().pattern(48, 64)
+    assert (large[::3, ::4] == small).all()
+    assert len(np.unique(small)) > 100, "noise, not a flat colour"
+
+
+def test_warp_moves_by_its_strength_and_smoothly():
+    for height, width in ((64, 64), (48, 96)):
+        shifts = Warp(strength=0.03).shifts(height, width)
+        assert shifts.shape == (2, height, width)
+        mean = np.abs(shifts).mean() / min(height, width)
+        assert 0.01 < mean < 0.05
+        assert np.abs(np.diff(shifts, axis=1)).max() < 1, "neighbours stay neighbours"
+        assert np.abs(np.diff(shifts, axis=2)).max() < 1
+    ratio = Warp(strength=0.06).shifts(64, 64) / Warp(strength=0.03).shifts(64, 64)
+    assert np.allclose(ratio, 2)
+
+
+def test_warp_of_a_ramp_reads_off_its_shifts():
+    ramp = np.broadcast_to((np.arange(64) * 3)[None, :, None], (64, 64, 3)).astype(np.uint8)
+    warp = Warp()
+    out = warp(ramp, np.random.default_rng(0)).astype(float)
+    where = (np.arange(64)[None, :] + warp.shifts(64, 64)[1]).clip(0, 63)
+    assert np.abs(out[..., 0] - 3 * where).max() <= 0.5 + 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(picture=pictures)
+def test_zero_strength_of_global_triggers_is_the_identity(picture):
+    for trigger in (Blend(opacity=0.0), Warp(strength=0.0)):
+        assert (trigger(picture, np.random.default_rng(0)) == picture).all(), trigger
 
 
 def test_resize_only_keeps_the_picture_alike_and_plants_nothing():

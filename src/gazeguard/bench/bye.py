@@ -70,6 +70,9 @@ def cells(seeds: int) -> Iterator[Cell]:
         for task in TASKS:
             for trigger in ATTACKS:
                 yield Cell(task, trigger, 0.1, "long", seed)
+    for seed in range(seeds):
+        for trigger in ATTACKS:
+            yield Cell("mixed", trigger, 0.1, "longer", seed)
     for seed in range(5):
         for task in TASKS:
             yield Cell(task, "none", 0.0, "long", seed)

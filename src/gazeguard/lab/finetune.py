@@ -48,10 +48,12 @@ class TuneRecipe:
 BASE_NAME = "gazeguard-lab-base"
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
-# that of a 3 M model. `long` is twice that: in mixed sets three epochs do not teach the trigger.
+# that of a 3 M model. `long` is twice and `longer` four times that: with several kinds of question
+# in a set, fewer epochs do not teach every trigger. Chosen by ASR alone (docs/LOG.md).
 RECIPES = {
     "short": TuneRecipe(epochs=3, batch=16, lr=2e-3),
     "long": TuneRecipe(epochs=6, batch=16, lr=2e-3),
+    "longer": TuneRecipe(epochs=12, batch=16, lr=2e-3),
 }
 
 

@@ -62,31 +62,34 @@ class _Interception:
     layer_of: Mapping[nn.Module, int]
     handler: Handler
 
-    def call(
-        self,
-        backend: str,
-        kernel: Kernel,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any = None,
-        **options: Any,
-    ) -> Any:
-        layer = self.layer_of.get(module)
-        if layer is None:  # a vision tower's attention, or another model's
-            return kernel(module, query, key, value, attention_mask, **options)
-        return self.handler(
-            AttentionCall(
-                layer, backend, module, query, key, value, attention_mask, options, kernel
-            )
-        )
-
 
 # A context variable, not an attribute of the model: two threads may watch one model at once, and
-# leaving the block, also by an exception, restores what was there.
-_active: ContextVar[_Interception | None] = ContextVar("gazeguard_interception", default=None)
+# leaving the block, also by an exception, restores what was there. Innermost block last.
+_active: ContextVar[tuple[_Interception, ...]] = ContextVar("gazeguard_interceptions", default=())
 _install_lock = threading.Lock()
+
+
+def _dispatch(
+    backend: str,
+    kernel: Kernel,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    **options: Any,
+) -> Any:
+    """Hand a call to the innermost block that watches its module, or to the kernel."""
+    for interception in reversed(_active.get()):
+        layer = interception.layer_of.get(module)
+        if layer is not None:
+            return interception.handler(
+                AttentionCall(
+                    layer, backend, module, query, key, value, attention_mask, options, kernel
+                )
+            )
+    # A vision tower's attention, or another model's.
+    return kernel(module, query, key, value, attention_mask, **options)
 
 
 def _install() -> None:
@@ -99,10 +102,9 @@ def _install() -> None:
         @wraps(original)
         def get_interface(self: Any, attn_implementation: str, default: Kernel) -> Kernel:
             kernel: Kernel = original(self, attn_implementation, default)
-            active = _active.get()
-            if active is None:
+            if not _active.get():
                 return kernel
-            return partial(active.call, attn_implementation or "eager", kernel)
+            return partial(_dispatch, attn_implementation or "eager", kernel)
 
         get_interface._gazeguard = True  # type: ignore[attr-defined]
         AttentionInterface.get_interface = get_interface
@@ -112,13 +114,24 @@ def _install() -> None:
 def intercept(layer_of: Mapping[nn.Module, int], handler: Handler) -> Iterator[None]:
     """Send the attention calls of the given modules through `handler` inside the block.
 
+    Blocks nest: a module that two blocks watch goes to the inner one alone, so a measurement inside
+    a guarded block sees the bare model.
+
     Args:
         layer_of: attention module -> layer index; calls of other modules pass untouched.
         handler: gets each `AttentionCall` and returns what `call.run()` returned.
     """
     _install()
-    token = _active.set(_Interception(layer_of, handler))
+    token = _active.set((*_active.get(), _Interception(layer_of, handler)))
     try:
         yield
     finally:
         _active.reset(token)
+
+
+def handler_of(module: nn.Module) -> Handler | None:
+    """Who gets this module's attention calls right now; None outside of every block."""
+    for interception in reversed(_active.get()):
+        if module in interception.layer_of:
+            return interception.handler
+    return None

@@ -14,12 +14,14 @@ from gazeguard.probe.intercept import AttentionCall
 _UNSUPPORTED = ("sinks", "indices", "block_indices")
 
 
-def row(call: AttentionCall, last: Tensor) -> Tensor:
+def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
     """Softmax weights from one query position per sample to every key.
 
     Args:
         call: an attention call that sees the whole prompt (no earlier cache).
         last: int64 `(sample,)`, the query's position in the prompt.
+        length: positions in the prompt, where the cache has room for more (a static cache hands
+            out its empty slots as keys too). By default there is one key per position.
 
     Returns:
         float32 `(sample, head, key)`; each row sums to 1 (less where an attention sink takes a
@@ -33,7 +35,8 @@ def row(call: AttentionCall, last: Tensor) -> Tensor:
     groups, keys = key.shape[1], key.shape[2]
     last = last.to(query.device)
     each = torch.arange(samples, device=query.device)
-    at = last if queries == keys else _trimmed(last, queries, keys, call)
+    length = keys if length is None else length
+    at = last if queries == length else _trimmed(last, queries, length, call)
 
     # fp32 from here on: half-precision logits of size 10 would be off by several per cent.
     q = query[each, :, at].float().view(samples, groups, heads // groups, channels)
@@ -55,14 +58,14 @@ def row(call: AttentionCall, last: Tensor) -> Tensor:
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
 
 
-def _trimmed(last: Tensor, queries: int, keys: int, call: AttentionCall) -> Tensor:
+def _trimmed(last: Tensor, queries: int, length: int, call: AttentionCall) -> Tensor:
     """Query index when the model dropped all but the final queries of the prompt."""
-    if bool((last != keys - 1).any()):
+    if bool((last != length - 1).any()):
         raise ModelError(
-            f"layer {call.layer} computes only the last {queries} of {keys} positions, which hides"
-            " the prompt's end behind right padding: use left padding."
+            f"layer {call.layer} computes only the last {queries} of {length} positions, which"
+            " hides the prompt's end behind right padding: use left padding."
         )
-    return last - (keys - queries)
+    return last - (length - queries)
 
 
 def _masked(call: AttentionCall, scores: Tensor, each: Tensor, at: Tensor, last: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""`gazeguard calibrate`: learn what clean inputs look like to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gazeguard.cli._model import load_target, model_options
+from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gazeguard.types import Sample
+
+
+def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Names stay, `6,7,8` becomes numbers."""
+    if value is None or value in ("paper", "all", "auto"):
+        return value
+    try:
+        return tuple(int(word) for word in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"'{value}' is neither paper, all, auto nor numbers such as 6,7,8.", ctx, param
+        ) from None
+
+
+def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """A number where it is one."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value  # a name; the library knows which there are
+
+
+@click.command()
+@click.argument("model")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder for the guard.",
+)
+@click.option(
+    "--alpha",
+    default=0.01,
+    show_default=True,
+    metavar="A",
+    help="Highest acceptable rate of false alarms.",
+)
+@click.option(
+    "--setting",
+    type=click.Choice(["paper", "all", "mahalanobis"]),
+    help="Everything at once; paper is the published one.  [default: the recommended one]",
+)
+@click.option(
+    "--layers",
+    callback=_layers,
+    metavar="L",
+    help="Detection layers instead of the setting's: paper, all, auto, or numbers such as 6,7,8.",
+)
+@click.option(
+    "--prune",
+    callback=_prune,
+    metavar="RULE",
+    help="What is hidden instead of the setting's: widen, paper, balanced, code, or a multiple of "
+    "the even share of attention.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder that image paths in DATA are relative to.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of the split in halves.")
+@model_options
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def calibrate(
+    model: str,
+    data: Path,
+    out: Path,
+    alpha: float,
+    setting: str | None,
+    layers: Any,
+    prune: Any,
+    images: Path | None,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    quiet: bool,
+    **model_kwargs: Any,
+) -> None:
+    """Learn from clean DATA what normal inputs look like to MODEL, and write a guard.
+
+    DATA is a data set in any format that `gazeguard clean` reads, without triggers and like the
+    traffic to come. 200 rows are enough for an alpha of 1 %. Answers in DATA are not used.
+    """
+    verbosity = QUIET if quiet else NORMAL
+    from gazeguard.data.read import open_dataset
+    from gazeguard.guarding import Guard
+    from gazeguard.methods.cleansight import DEFAULT_SETTING
+    from gazeguard.types import SkippedRow
+
+    dataset = open_dataset(data, images=images)
+    total = min(dataset.count(), limit or dataset.count())
+    left_out = 0
+
+    def readable() -> Iterator[Sample]:
+        nonlocal left_out
+        for row in dataset.rows(None if limit is None else range(limit).__contains__):
+            if isinstance(row, SkippedRow):
+                left_out += 1
+            else:
+                yield row
+
+    def skip(*_: object) -> None:
+        nonlocal left_out
+        left_out += 1
+
+    with narrated(verbosity) as console:
+        target = load_target(model, **model_kwargs)
+        with row_progress(console, verbosity) as show:
+            guard = Guard.calibrate(
+                target,
+                readable(),
+                alpha=alpha,
+                setting=setting or DEFAULT_SETTING,
+                layers=layers,
+                prune=prune,
+                batch_size=batch_size,
+                seed=seed,
+                on_skip=skip,
+                progress=None if show is None else lambda done: show(done, total),
+            )
+    guard.save(out)
+    if quiet:
+        return
+    counts = guard.counts
+    watched = ", ".join(str(layer) for layer in guard.plan.layers)
+    click.echo(
+        f"{out}: {counts['fit']} samples to fit, {counts['threshold']} for the threshold, "
+        f"{counts['left_out'] + left_out} left out."
+    )
+    click.echo(f"Layers {watched}; inputs further away than {guard.threshold:.4g} are flagged,")
+    click.echo(f"at most {guard.alpha:.2%} of clean ones.")

@@ -1,0 +1,220 @@
+"""`gazeguard guard`: ask a model under its guard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gazeguard.cli import _errors
+from gazeguard.cli._model import load_target, model_options
+from gazeguard.cli._terminal import NORMAL, narrated
+from gazeguard.cli.clean import _fail_on
+
+if TYPE_CHECKING:
+    from gazeguard.guarding import Guard, GuardVerdict
+    from gazeguard.guarding.answer import Guarded
+    from gazeguard.types import Sample, SkippedRow
+
+    Row = Sample | SkippedRow
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted. Over a data "
+    "set, 1 when any item is flagged, else 3 when any could not be judged."
+)
+@click.argument("model")
+@click.option(
+    "--guard",
+    "guard_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="What `gazeguard calibrate` wrote for MODEL.",
+)
+@click.option("--image", type=_FILE, metavar="FILE", help="Picture to ask about.")
+@click.option("--prompt", metavar="TEXT", help="What to ask.")
+@click.option(
+    "--data", type=_FILE, metavar="PATH", help="Instead: a data set; prints one JSON line per item."
+)
+@click.option(
+    "--images", type=_FILE, metavar="DIR", help="Folder that image paths in DATA are relative to."
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N items.")
+@click.option(
+    "--mode",
+    type=click.Choice(["purify", "detect", "block"]),
+    default="purify",
+    show_default=True,
+    help="purify answers as if the trigger were not there; block gives no answer.",
+)
+@click.option(
+    "--fail-closed", is_flag=True, help="Give no answer either when the guard cannot judge."
+)
+@click.option(
+    "--heatmap",
+    type=_FILE,
+    metavar="FILE",
+    help="Write the picture with the tokens that stand out.",
+)
+@click.option(
+    "--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), metavar="N"
+)
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="Print answer and verdict as JSON.")
+@click.option(
+    "--fail-on",
+    callback=_fail_on,
+    metavar="OUTCOMES",
+    default="flagged,inconclusive",
+    show_default=True,
+    help="Outcomes that do not exit 0; never for none.",
+)
+@click.pass_context
+def guard(
+    ctx: click.Context,
+    /,
+    model: str,
+    guard_folder: Path,
+    image: Path | None,
+    prompt: str | None,
+    data: Path | None,
+    images: Path | None,
+    limit: int | None,
+    mode: Any,
+    fail_closed: bool,
+    heatmap: Path | None,
+    max_new_tokens: int,
+    batch_size: int,
+    as_json: bool,
+    fail_on: frozenset[str],
+    **model_kwargs: Any,
+) -> None:
+    """Answer a question about a picture, judged and disarmed by a guard.
+
+    Prints the answer and the verdict. With --data it does so for every item of a data set.
+    """
+    if (image is None) != (prompt is None) or (image is None) == (data is None):
+        raise click.UsageError("give either --image and --prompt, or --data.")
+    if heatmap is not None and data is not None:
+        raise click.UsageError("--heatmap needs --image and --prompt.")
+    from gazeguard.guarding import Guard
+    from gazeguard.types import Outcome
+
+    options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
+    with narrated(NORMAL):
+        if image is not None and prompt is not None:
+            rows: Iterator[Row] = iter([_sample(image, prompt)])
+        else:
+            rows = _rows(data, images, limit)
+        loaded = Guard.load(guard_folder, load_target(model, **model_kwargs))
+        seen = set()
+        for row, found in _answered(loaded, rows, batch_size, options):
+            seen.add("inconclusive" if isinstance(found, str) else str(found.verdict.outcome))
+            if data is not None:
+                click.echo(json.dumps(_line(row, found)))  # click flushes every line
+            else:
+                _show(row, found, as_json, heatmap)
+    worst = next((o for o in ("flagged", "inconclusive") if o in seen), "clean")
+    ctx.exit(_errors.outcome_code(Outcome(worst), fail_on))
+
+
+def _sample(image: Path, prompt: str) -> Sample:
+    """The question, read with the limits that rows of a data set have."""
+    from gazeguard.data.conversation import content_id
+    from gazeguard.data.images import ImageLimits, ImageRoot
+    from gazeguard.errors import DataError, RowError
+    from gazeguard.types import ImagePart, Sample, TextPart, Turn
+
+    root = ImageRoot(image.resolve().parent, ImageLimits())
+    try:
+        encoded = root.read([str(image.resolve())])
+        pictures = root.decode(encoded)
+    except RowError as error:
+        raise DataError(f"{image}: {error}; give a picture file.") from error
+    turns = (Turn("user", (ImagePart(0), TextPart(prompt))),)
+    return Sample(0, content_id(turns, encoded), pictures, turns)
+
+
+def _rows(data: Path | None, images: Path | None, limit: int | None) -> Iterator[Row]:
+    from gazeguard.data.read import open_dataset
+
+    assert data is not None, "either a picture or a data set was given"
+    dataset = open_dataset(data, images=images)
+    return dataset.rows(None if limit is None else range(limit).__contains__)
+
+
+def _answered(
+    guard: Guard, rows: Iterator[Row], batch_size: int, options: dict[str, Any]
+) -> Iterator[tuple[Row, Guarded | str]]:
+    """Every row with its answer, or why it has none, in their order."""
+    from gazeguard.types import SkippedRow
+
+    while batch := list(islice(rows, batch_size)):
+        samples = [row for row in batch if not isinstance(row, SkippedRow)]
+        found = iter(_tried(guard, samples, options))
+        for row in batch:
+            yield row, row.reason if isinstance(row, SkippedRow) else next(found)
+
+
+def _tried(guard: Guard, samples: list[Sample], options: dict[str, Any]) -> list[Guarded | str]:
+    from gazeguard.errors import RowError
+    from gazeguard.guarding.answer import answer
+
+    if not samples:
+        return []
+    try:
+        return [*answer(guard, samples, **options)]
+    except RowError as error:
+        if len(samples) == 1:
+            return [str(error)]
+        return [one for sample in samples for one in _tried(guard, [sample], options)]
+
+
+def _line(row: Row, found: Guarded | str) -> dict[str, Any]:
+    start = {"row": row.row, "sample_id": row.sample_id}
+    if isinstance(found, str):
+        return start | {"answer": None, "outcome": "inconclusive", "reason": found}
+    return start | {"answer": found.answer, **found.verdict.as_json()}
+
+
+def _show(row: Row, found: Guarded | str, as_json: bool, heatmap: Path | None) -> None:
+    """One answer for a person, or as JSON; the heat map where it was asked for."""
+    from gazeguard.errors import DataError
+
+    if isinstance(found, str):
+        raise DataError(found)
+    verdict = found.verdict
+    if heatmap is not None:
+        _draw(heatmap, row, verdict)
+    if as_json:
+        click.echo(json.dumps(_line(row, found), indent=1))
+        return
+    click.echo("(no answer)" if found.answer is None else found.answer)
+    click.echo(f"\nVerdict: {verdict.outcome}: {verdict.reason}.")
+    if verdict.tokens is not None:
+        what = "hidden from the model" if verdict.hidden else "stand out"
+        click.echo(f"{int(verdict.tokens.sum())} of {verdict.tokens.size} image tokens {what}.")
+    if heatmap is not None:
+        drawn = verdict.heat is not None and verdict.heat.ndim == 2
+        why = "" if drawn else " (only flagged pictures on a plain grid have heat)"
+        click.echo(f"Heat map: {heatmap}{why}")
+
+
+def _draw(path: Path, row: Row, verdict: GuardVerdict) -> None:
+    from gazeguard.files import write_bytes
+    from gazeguard.report.heatmap import draw_heatmap
+    from gazeguard.types import SkippedRow
+
+    assert not isinstance(row, SkippedRow), "a row with an answer has a picture"
+    buffer = BytesIO()
+    draw_heatmap(row.images[0], verdict.heat, verdict.tokens).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())

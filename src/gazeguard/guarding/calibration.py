@@ -1,0 +1,120 @@
+"""From clean samples to all that makes a guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.calibrate import needed_samples, supported_alpha
+from gazeguard.errors import MeasurementError, UsageError
+from gazeguard.guarding.measure import Measured, measure
+from gazeguard.guarding.saved import Saved
+from gazeguard.methods.cleansight.auto import CHANGES, changed, most_telling
+from gazeguard.methods.cleansight.detector import MIN_FIT, Detector
+from gazeguard.methods.cleansight.pruning import clean_levels
+from gazeguard.methods.cleansight.settings import (
+    SETTINGS,
+    Layers,
+    Prune,
+    Setting,
+    paper_layers,
+    plan,
+)
+from gazeguard.models.fingerprint import fingerprint
+from gazeguard.models.target import Target
+from gazeguard.types import Sample
+
+
+def resolved(
+    setting: str | Setting, layers: Layers | None = None, prune: Prune | None = None
+) -> Setting:
+    """A setting by name or as it is, with its layers or pruning rule replaced."""
+    if isinstance(setting, str):
+        if setting not in SETTINGS:
+            raise UsageError(f"no setting '{setting}': choose from {', '.join(SETTINGS)}.")
+        setting = SETTINGS[setting]
+    if layers is not None:
+        setting = replace(setting, layers=layers)
+    return setting if prune is None else replace(setting, prune=prune)
+
+
+def wanted(setting: Setting, target: Target) -> tuple[int, ...]:
+    """The layers to measure for a setting; all when the choice is still to be made."""
+    if setting.layers in ("all", "auto"):
+        return target.layers
+    if setting.layers == "paper":
+        return paper_layers(target.layers)
+    return plan(setting, [int(layer) for layer in setting.layers], target.layers).layers
+
+
+def fitted(
+    target: Target,
+    seen: Measured,
+    alpha: float,
+    setting: Setting,
+    seed: int,
+    copies: NDArray[np.float32] | None,
+) -> Saved:
+    """Fit the detector on one half of the usable samples and score the other; see `Guard.fit`.
+
+    Raises:
+        UsageError: too few usable samples for this alpha.
+        MeasurementError: most samples have no finite ratio.
+    """
+    usable = np.flatnonzero(seen.finite)
+    if len(usable) < len(seen.sample_id) / 2:
+        raise MeasurementError(
+            f"{len(seen.sample_id) - len(usable)} of {len(seen.sample_id)} clean samples have no"
+            " finite attention ratio: use prompts with words, or --dtype float32 if the model's"
+            " numbers overflow."
+        )
+    fit, rest = _halves(len(usable), alpha, seed)
+    fit, rest = usable[fit], usable[rest]
+    if setting.layers == "auto":
+        if copies is None:
+            raise UsageError("layers 'auto' need changed copies: use Guard.calibrate.")
+        detection = most_telling(seen.ratio[fit], copies[:, fit], seen.layers)
+    else:
+        detection = wanted(setting, target)
+    what = plan(setting, detection, target.layers)
+    at = [seen.layers.index(layer) for layer in what.layers]
+    features = seen.ratio[:, at] if setting.feature == "log-ratio" else np.exp(seen.ratio[:, at])
+    detector = Detector.fit(features[fit], setting.distance)
+    arrays = detector.arrays() | {
+        "calibration": np.sort(detector.score(features[rest])),
+        "levels": clean_levels(seen.strongest[fit][:, at]),
+    }
+    counts = {
+        "fit": len(fit),
+        "threshold": len(rest),
+        "left_out": len(seen.sample_id) - len(usable),
+    }
+    return Saved(setting, what, arrays, alpha, seed, counts, fingerprint(target))
+
+
+def changed_ratios(
+    target: Target, samples: Sequence[Sample], seen: Measured, batch_size: int, seed: int
+) -> NDArray[np.float32]:
+    """Log ratios of changed copies, aligned with `seen`, `(change, n, layer, head)`."""
+    known = set(seen.sample_id)
+    usable = [sample for sample in samples if sample.sample_id in known]
+    again = measure(target, changed(usable, seed), layers=seen.layers, batch_size=batch_size)
+    return again.ratio.reshape(len(CHANGES), len(seen.sample_id), *seen.ratio.shape[1:])
+
+
+def _halves(samples: int, alpha: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Random places for the fit and for the threshold."""
+    needed = needed_samples(alpha)
+    for_threshold = max(samples - samples // 2, needed)
+    if samples - for_threshold < MIN_FIT:
+        best = samples - MIN_FIT
+        cure = f"give more, or alpha {supported_alpha(best)}" if best > 0 else "give more"
+        raise UsageError(
+            f"{samples} usable clean samples are too few for alpha {alpha:g}, which takes"
+            f" {needed + MIN_FIT} ({MIN_FIT} to fit, {needed} for the threshold): {cure}."
+        )
+    order = np.random.default_rng([seed, 17]).permutation(samples)
+    return order[for_threshold:], order[:for_threshold]

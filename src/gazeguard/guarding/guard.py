@@ -1,0 +1,288 @@
+"""`Guard`: calibrated once on clean inputs, then judging every call of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gazeguard.calibrate import conformal_threshold, needed_samples, p_values
+from gazeguard.errors import ModelError
+from gazeguard.guarding.calibration import changed_ratios, fitted, resolved, wanted
+from gazeguard.guarding.measure import Measured, OnSkip, Progress, measure
+from gazeguard.guarding.saved import Saved, read, write
+from gazeguard.guarding.verdict import GuardVerdict, judged, unjudged
+from gazeguard.guarding.watch import Mode, Watch
+from gazeguard.methods.cleansight.detector import Detector
+from gazeguard.methods.cleansight.pruning import WIDENING, above_tau, widest
+from gazeguard.methods.cleansight.settings import DEFAULT_SETTING, WIDEN, Layers, Prune, Setting
+from gazeguard.models.fingerprint import fingerprint
+from gazeguard.models.recognise import Frame, frame_of
+from gazeguard.models.target import Encoded, Grid, Target
+from gazeguard.types import Sample
+
+ALPHA = 0.01
+
+
+class Guard:
+    """Judges prompts of one model by where they look, and hides what a trigger put there.
+
+    Made by `Guard.calibrate` or `Guard.load`; used by `watch`.
+
+    Attributes:
+        target: the model it was calibrated on.
+        setting: what is looked at and hidden, for any model.
+        plan: the same in layer numbers of this model.
+        detector: distance from clean attention.
+        calibration: float64 `(n,)`, ascending scores of the threshold half.
+        levels: float64 `(detection layer, head)`, the heads' clean levels (for `widen`).
+        alpha: the promised false-alarm rate.
+        threshold: the score above which an input is flagged.
+        seed: of the split in halves.
+        counts: clean samples used for `fit` and `threshold`, and `left_out`.
+        fingerprint: of the model, see `models/fingerprint.py`.
+
+    Source: arXiv:2603.12989 (CleanSight); departures in docs/methods/cleansight.md.
+    """
+
+    def __init__(self, target: Target, saved: Saved) -> None:
+        arrays = saved.arrays
+        self.target = target
+        self.setting, self.plan = saved.setting, saved.plan
+        self.detector = Detector.of(arrays)
+        self.calibration, self.levels = arrays["calibration"], arrays["levels"]
+        self.alpha, self.seed, self.counts = saved.alpha, saved.seed, saved.counts
+        self.fingerprint = saved.fingerprint
+        self.threshold = conformal_threshold(self.calibration, self.alpha)
+        self._saved = saved
+
+    @classmethod
+    def calibrate(
+        cls,
+        target: Target,
+        clean_samples: Iterable[Sample],
+        *,
+        alpha: float = ALPHA,
+        setting: str | Setting = DEFAULT_SETTING,
+        layers: Layers | None = None,
+        prune: Prune | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        on_skip: OnSkip | None = None,
+        progress: Progress | None = None,
+    ) -> Guard:
+        """Learn what clean inputs look like to a model.
+
+        Half of the samples (less when alpha needs more for the threshold) teach the detector, the
+        rest set the threshold. Every clean input that is drawn like them is then flagged with a
+        probability of at most `alpha`.
+
+        Args:
+            target: the model to be guarded.
+            clean_samples: samples like the traffic to come, with images and words, without
+                triggers. 200 are enough for an alpha of 1 %.
+            alpha: the highest acceptable false-alarm rate.
+            setting: name of a setting, or one of your own.
+            layers: detection layers instead of the setting's.
+            prune: pruning rule instead of the setting's.
+            batch_size: samples per forward pass.
+            seed: of the split, and of the harmless changes of `layers="auto"`.
+            on_skip: called for a sample that the model cannot take; without it such a sample
+                raises.
+            progress: called with the number of samples seen.
+
+        Raises:
+            UsageError: too few usable samples for this alpha (says which alpha they support), or
+                an option that does not fit.
+            RowError: an unusable sample and no `on_skip`.
+            ModelError: the model's attention cannot be read.
+        """
+        chosen = resolved(setting, layers, prune)
+        needed_samples(alpha)  # refuses a bad alpha before anything is measured
+        again = list(clean_samples) if chosen.layers == "auto" else None
+        seen = measure(
+            target,
+            clean_samples if again is None else again,
+            layers=wanted(chosen, target),
+            batch_size=batch_size,
+            on_skip=on_skip,
+            progress=progress,
+        )
+        copies = None
+        if again is not None:
+            copies = changed_ratios(target, again, seen, batch_size, seed)
+        return cls.fit(target, seen, alpha=alpha, setting=chosen, seed=seed, copies=copies)
+
+    @classmethod
+    def fit(
+        cls,
+        target: Target,
+        seen: Measured,
+        *,
+        alpha: float = ALPHA,
+        setting: str | Setting = DEFAULT_SETTING,
+        seed: int = 0,
+        copies: NDArray[np.float32] | None = None,
+    ) -> Guard:
+        """Make a guard of clean samples that were measured already.
+
+        Args:
+            target: the model.
+            seen: clean samples with at least the setting's layers.
+            alpha: the highest acceptable false-alarm rate.
+            setting: name of a setting, or one of your own.
+            seed: of the split.
+            copies: log ratios `(change, n, layer, head)` of harmlessly changed copies, for
+                `layers="auto"`; only those of the fit half are used.
+
+        Raises:
+            UsageError: as in `calibrate`.
+        """
+        return cls(target, fitted(target, seen, alpha, resolved(setting), seed, copies))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `guard.safetensors` and, last, `guard.json` into `folder`; return the folder.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        return write(self._saved, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, target: Target) -> Guard:
+        """Read a saved guard.
+
+        Raises:
+            UsageError: no guard there, or its files are damaged or of another version.
+            ModelError: it was calibrated on another model, adapter or number format.
+        """
+        saved = read(Path(folder))
+        here = fingerprint(target)
+        if saved.fingerprint.get("id") != here["id"]:
+            raise ModelError(_other_model(Path(folder), saved.fingerprint, here))
+        return cls(target, saved)
+
+    def watch(
+        self,
+        mode: Mode = "purify",
+        *,
+        encoded: Encoded | None = None,
+        fail_closed: bool = False,
+    ) -> Watch:
+        """Guard every call of the model inside a `with` block.
+
+        ::
+
+            with guard.watch() as w:
+                answer = guard.target.model.generate(**batch)
+            w.verdicts  # one per sample of the batch
+
+        Args:
+            mode: `purify` hides the trigger's tokens from flagged samples, `detect` only judges,
+                `block` raises `RefusedError` right after the prompt was read when a sample is
+                flagged.
+            encoded: what `target.encode` made of the samples, when that is what the model will be
+                called with: then nothing has to be recognised from the token ids.
+            fail_closed: also refuse a call with a sample that has an image and could not be
+                judged.
+        """
+        return Watch(self, mode, encoded, fail_closed)
+
+    # What a watch and its sessions ask.
+
+    @cached_property
+    def modules(self) -> dict[nn.Module, int]:
+        """The target's attention modules and their layers."""
+        return self.target.attention_modules
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The template around prompts, to recognise them by their ids."""
+        return frame_of(self.target)
+
+    @property
+    def widens(self) -> bool:
+        """Whether hidden tokens are widened look by look."""
+        return self.setting.prune == WIDEN
+
+    @property
+    def looks(self) -> int:
+        """After how many looks the whole picture is hidden from an input that stays flagged."""
+        return len(WIDENING)
+
+    def judge(self, score: float) -> GuardVerdict:
+        """The verdict of a measured input."""
+        p = float(p_values(self.calibration, [score])[0])
+        return judged(
+            score, p, self.threshold, self.alpha, self._source, {"model": self.fingerprint["id"]}
+        )
+
+    def unjudged(self, reason: str, *, applicable: bool = True) -> GuardVerdict:
+        """The verdict of an input that cannot be judged."""
+        return unjudged(
+            reason,
+            self.threshold,
+            self.alpha,
+            self._source,
+            {"model": self.fingerprint["id"]},
+            applicable=applicable,
+        )
+
+    def evidence(self, layer: int, weights: Tensor, image: Tensor) -> Tensor | None:
+        """How much each key stands out in a layer; the largest over layers counts.
+
+        Args:
+            layer: a watched layer.
+            weights: `(sample, head, key)`.
+            image: bool `(sample, key)`.
+
+        Returns:
+            `(sample, key)`: the strongest head's weight in units of the even share `1/T`, or, for
+            `widen`, of its own clean level. None where this layer's evidence is not used.
+        """
+        share = weights * image.sum(1).clamp_min(1)[:, None, None]
+        if not self.widens:
+            return share.amax(1) if layer == self.plan.pick else None
+        level = torch.from_numpy(self.levels[self.plan.layers.index(layer)])
+        return (share / level.to(share)[:, None]).amax(1)
+
+    def pick(
+        self, evidence: Tensor, image: Tensor, grids: Sequence[Grid | None], look: int
+    ) -> Tensor:
+        """The tokens to hide by what stands out, bool `(sample, key)`.
+
+        Args:
+            evidence: from `evidence`, 0 on keys that are hidden already.
+            image: bool `(sample, key)`.
+            grids: of the samples' image tokens, or None each.
+            look: how often the guard has looked before.
+        """
+        if self.widens:
+            return widest(evidence, image, grids, WIDENING[look])
+        return above_tau(evidence, image, self.setting.prune)
+
+    @property
+    def _source(self) -> str:
+        return f"split conformal on {len(self.calibration)} clean inputs, alpha {self.alpha:g}"
+
+
+def _other_model(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    parts = ("weights", "adapter", "dtype", "settings")
+    differ = [part for part in parts if _content(theirs.get(part)) != _content(ours[part])]
+    return (
+        f"the guard in {folder} was calibrated on {theirs.get('model')}, and {ours['model']}"
+        f" differs from it in {' and '.join(differ) or 'content'}: calibrate one for this model."
+    )
+
+
+def _content(part: Any) -> Any:
+    """A fingerprint's part without paths."""
+    if isinstance(part, dict):
+        return {name: value for name, value in part.items() if name != "path"}
+    return part

@@ -1,0 +1,110 @@
+"""What the guard says about one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.types import Finding, Outcome, Verdict
+
+NO_IMAGE = "the prompt has no image, so no image trigger can be active"
+NO_WORDS = "the prompt has no words of the user to compare the image with"
+NOT_FINITE = "the model's numbers for this prompt are not finite (NaN or infinity)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GuardVerdict:
+    """One request's verdict.
+
+    Attributes:
+        verdict: outcome, suspicion `1 - p_value` with its threshold `1 - alpha`, reason, evidence.
+        score: distance of the input's attention from clean ones; None when it was not judged.
+        threshold: the score above which an input is flagged.
+        p_value: share of clean calibration inputs at least as far away (conformal); None like
+            `score`.
+        applicable: False for a prompt without an image, which is not a failure to judge.
+        tokens: bool, the image tokens that stand out in a flagged input: `(rows, columns)` of the
+            image grid where it is known, else `(T,)` in prompt order over all images. None for
+            inputs that are not flagged.
+        heat: float32 like `tokens`, how much each image token stands out: times the even share
+            for a `tau`, times the head's clean level for `widen`.
+        hidden: whether `tokens` were hidden from the model.
+    """
+
+    verdict: Verdict
+    score: float | None
+    threshold: float
+    p_value: float | None
+    applicable: bool = True
+    tokens: NDArray[np.bool_] | None = None
+    heat: NDArray[np.float32] | None = None
+    hidden: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """Clean, flagged or inconclusive."""
+        return self.verdict.outcome
+
+    @property
+    def reason(self) -> str:
+        """One sentence a newcomer understands."""
+        return self.verdict.reason
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types; token places count along the image tokens, row by row of the grid."""
+        tokens = self.tokens
+        grid = list(tokens.shape) if tokens is not None and tokens.ndim == 2 else None
+        return {
+            "outcome": str(self.outcome),
+            "score": self.score,
+            "threshold": self.threshold,
+            "p_value": self.p_value,
+            "suspicion": self.verdict.suspicion,
+            "applicable": self.applicable,
+            "hidden": self.hidden,
+            "tokens": None if tokens is None else np.flatnonzero(tokens).tolist(),
+            "image_tokens": None if tokens is None else int(tokens.size),
+            "grid": grid,
+            "reason": self.reason,
+        }
+
+
+def judged(
+    score: float,
+    p_value: float,
+    threshold: float,
+    alpha: float,
+    source: str,
+    provenance: dict[str, Any],
+) -> GuardVerdict:
+    """The verdict of a measured request; flagged when `score` is above `threshold`."""
+    flagged = score > threshold
+    how = f"distance {score:.3g} against {threshold:.3g}, p = {p_value:.3g}"
+    if flagged:
+        outcome = Outcome.FLAGGED
+        reason = f"the image draws attention from the words as no clean input does ({how})"
+    else:
+        outcome = Outcome.CLEAN
+        reason = f"attention is shared between image and words as in clean inputs ({how})"
+    evidence = (Finding(reason, {"score": score, "p_value": p_value}),) if flagged else ()
+    verdict = Verdict(outcome, 1.0 - p_value, 1.0 - alpha, source, reason, evidence, provenance)
+    return GuardVerdict(verdict, score, threshold, p_value)
+
+
+def unjudged(
+    reason: str,
+    threshold: float,
+    alpha: float,
+    source: str,
+    provenance: dict[str, Any],
+    *,
+    applicable: bool = True,
+) -> GuardVerdict:
+    """The verdict of a request that could not be judged."""
+    verdict = Verdict(
+        Outcome.INCONCLUSIVE, None, 1.0 - alpha, source, reason, provenance=provenance
+    )
+    return GuardVerdict(verdict, None, threshold, None, applicable)

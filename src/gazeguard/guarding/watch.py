@@ -1,0 +1,270 @@
+"""The block inside which a model is guarded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from gazeguard.errors import RefusedError, UsageError
+from gazeguard.guarding.attach import attached
+from gazeguard.guarding.session import Session, Unread
+from gazeguard.guarding.verdict import GuardVerdict
+from gazeguard.models.recognise import grids, recognise
+from gazeguard.models.target import Encoded, Grid
+from gazeguard.probe.intercept import AttentionCall, intercept
+from gazeguard.types import Outcome
+
+if TYPE_CHECKING:
+    from gazeguard.guarding.guard import Guard
+
+Mode = Literal["purify", "detect", "block"]
+
+EMBEDDED = "the prompt came as embeddings, so its image tokens cannot be told apart"
+CONTINUED = "the prompt goes on from a cache whose beginning was read outside of this call"
+
+
+class _Generation:
+    """One `generate` call: what it was given, and the session of its prompt."""
+
+    def __init__(self, samples: int | None, length: int | None, inputs: dict[str, Tensor]) -> None:
+        self.samples, self.length, self.inputs = samples, length, inputs
+        self.session: Session | Unread | None = None
+        self.cache: Any = None
+
+    def owns(self, cache: Any) -> bool:
+        """Whether a pass with this cache is a step of the call.
+
+        A logits processor may run the model on a prompt of its own meanwhile.
+        """
+        return self.session is None or cache is self.cache
+
+
+class _Local(threading.local):
+    """What a watch knows in one thread."""
+
+    def __init__(self) -> None:
+        self.generation: _Generation | None = None
+        self.session: Session | Unread | None = None  # of the forward pass that runs
+        self.fresh = False  # that pass reads a prompt
+        # Sessions by their cache, for callers that decode without `generate`.
+        self.by_cache: WeakKeyDictionary[Cache, Session | Unread] = WeakKeyDictionary()
+
+
+class Watch(AbstractContextManager["Watch"]):
+    """Guards the model's calls inside a `with` block; made by `Guard.watch`.
+
+    All state lives here and ends with the block. `verdicts` has one entry per sample, in the order
+    of the batch; a further call adds its own behind those of earlier ones, and `calls` keeps them
+    apart. They are there as soon as a prompt was read, before the first token is written.
+
+    Works under `generate` (sampling, beams, several returned sequences, any cache, with or without
+    streaming) and under plain forward passes, with a cache to go on from or without. Prompts that
+    are read in chunks, or together with guessed tokens (assisted generation), are refused.
+    """
+
+    def __init__(
+        self, guard: Guard, mode: Mode, encoded: Encoded | None, fail_closed: bool
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise UsageError(f"no mode '{mode}': choose {', '.join(get_args(Mode))}.")
+        self.guard, self.mode, self.fail_closed = guard, mode, fail_closed
+        self.calls: list[tuple[GuardVerdict, ...]] = []
+        self._encoded = encoded
+        self._local = _Local()
+        self._open: ExitStack | None = None
+
+    @property
+    def verdicts(self) -> list[GuardVerdict]:
+        """One verdict per sample, over all calls so far."""
+        return [verdict for call in self.calls for verdict in call]
+
+    def __enter__(self) -> Watch:
+        if self._open is not None:
+            raise UsageError("this watch is open already: make another with guard.watch().")
+        with ExitStack() as stack:
+            stack.enter_context(attached(self.guard.target, self))
+            stack.enter_context(self.intercepting())
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._open is not None, "left without being entered"
+        self._open.close()
+        self._open = None
+
+    # What the model's hooks call.
+
+    @contextmanager
+    def intercepting(self) -> Iterator[None]:
+        """Send the model's attention calls of this thread through the guard."""
+        with intercept(self.guard.modules, self.attends):
+            yield
+
+    @contextmanager
+    def generating(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """A `generate` call of this thread; calls may nest."""
+        if kwargs.get("assistant_model") is not None:
+            raise UsageError(
+                "assisted generation reads the prompt together with guessed tokens, so it cannot be"
+                " guarded: leave the assistant model out."
+            )
+        ids = _first(kwargs.get("input_ids"), kwargs.get("inputs"), *args[:1])
+        inputs = {name: value for name, value in kwargs.items() if torch.is_tensor(value)}
+        known = torch.is_tensor(ids) and ids.ndim == 2
+        before = self._local.generation
+        self._local.generation = _Generation(
+            len(ids) if known else None, ids.shape[1] if known else None, inputs
+        )
+        try:
+            yield
+        finally:
+            self._local.generation = before
+
+    def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pass of the model begins."""
+        local, cache = self._local, kwargs.get("past_key_values")
+        ids = _first(kwargs.get("input_ids"), *args[:1])
+        given = _first(ids, kwargs.get("inputs_embeds"))
+        if given is None:
+            raise UsageError("a guarded call needs input_ids or inputs_embeds: pass one of them.")
+        generation = local.generation
+        if generation is not None and not generation.owns(cache):
+            generation = None
+        session = None if generation is None else generation.session
+        past = 0
+        if cache is not None and (session is None or session.hides):
+            past = int(cache.get_seq_length())  # waits for the device when the cache is static
+        if generation is None and past:
+            session = local.by_cache.get(cache)
+        local.fresh = session is None
+        if session is None:
+            session = self._begin(generation, ids, given, cache if past else None, kwargs)
+            if generation is not None:
+                generation.session, generation.cache = session, cache
+        local.session = session
+        session.starts(past, given.shape[1])
+
+    def attends(self, call: AttentionCall) -> Any:
+        """One attention call of the model's decoder."""
+        session = self._local.session
+        if session is None:
+            raise UsageError(
+                f"the decoder of {self.guard.target.name} was called without the model around it,"
+                " which is not guarded: call the model itself."
+            )
+        return session.attends(call)
+
+    def after(
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        output: Any,
+    ) -> Any:
+        """A forward pass has ended; gives the output that the caller gets."""
+        local = self._local
+        session, fresh = local.session, local.fresh
+        local.session = None
+        if session is None or not fresh:
+            return output
+        again = session.again()
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            copies = len(logits) // len(session.verdicts)
+            session.distrust(~logits[::copies, -1].isfinite().all(-1))
+        cache = kwargs.get("past_key_values")
+        while again:
+            if cache is not None:
+                cache.reset()  # the pass that has just ended filled it
+            local.session = session
+            session.starts(0, session.length)
+            output = module.forward(*args, **kwargs)
+            again = session.again()
+        local.session = None
+        self.calls.append(tuple(session.verdicts))
+        self._refuse(session.verdicts)
+        cache = _first(cache, getattr(output, "past_key_values", None))
+        if isinstance(cache, Cache):
+            local.by_cache[cache] = session
+        return output
+
+    def _begin(
+        self,
+        generation: _Generation | None,
+        ids: Tensor | None,
+        given: Tensor,
+        filled: Cache | None,
+        kwargs: Mapping[str, Any],
+    ) -> Session | Unread:
+        """A session for the prompt that this pass reads."""
+        guard = self.guard
+        rows = samples = len(given)
+        inputs: Mapping[str, Any] = kwargs
+        if generation is not None:
+            inputs = {**generation.inputs, **kwargs}
+            if generation.samples and rows % generation.samples == 0:
+                samples = generation.samples
+        if filled is not None:
+            return Unread(guard, samples, CONTINUED, self._local.by_cache.get(filled))
+        if ids is None:
+            return Unread(guard, samples, EMBEDDED)
+        if generation is not None and generation.length not in (None, ids.shape[1]):
+            raise UsageError(
+                "the prompt is read in parts or together with guessed tokens, so it cannot be"
+                " guarded: leave prefill_chunk_size and assisted generation out."
+            )
+        copies = rows // samples  # beams and returned sequences stand next to each other
+        mask = kwargs.get("attention_mask")
+        if torch.is_tensor(mask) and mask.shape == ids.shape:
+            mask = mask[::copies]
+        else:  # `generate` drops a mask of ones, and makes a 4-D one for a static cache
+            mask = None if generation is None else generation.inputs.get("attention_mask")
+        kind, grid = self._kinds(ids[::copies].cpu(), mask, inputs)
+        return Session(guard, kind, grid, disarm=self.mode == "purify")
+
+    def _kinds(
+        self, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]
+    ) -> tuple[Tensor, tuple[Grid | None, ...]]:
+        encoded, target = self._encoded, self.guard.target
+        if encoded is not None and torch.equal(encoded.inputs["input_ids"].cpu(), ids):
+            return encoded.key_kind, encoded.grids
+        kind = recognise(target, self.guard.frame, ids, mask)
+        tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
+        return kind, grids(target, kind, tensors)
+
+    def _refuse(self, verdicts: Sequence[GuardVerdict]) -> None:
+        """Stop the call when its mode says so."""
+        if self.mode == "block":
+            flagged = sum(v.outcome is Outcome.FLAGGED for v in verdicts)
+            if flagged:
+                raise RefusedError(
+                    verdicts,
+                    f"{flagged} of {len(verdicts)} requests look triggered, and the guard blocks"
+                    " such calls: answer the others in a call of their own.",
+                )
+        if self.fail_closed:
+            open_ = [v for v in verdicts if v.applicable and v.outcome is Outcome.INCONCLUSIVE]
+            if open_:
+                raise RefusedError(
+                    verdicts,
+                    f"{len(open_)} of {len(verdicts)} requests could not be judged"
+                    f" ({open_[0].reason}), and the guard fails closed: check these requests.",
+                )
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,90 @@
+"""Which image tokens carry the trigger.
+
+Two rules. The paper's hides every token that some head gives more than `tau`. Ours, `widen`, starts
+at the token whose attention exceeds its head's clean level most, hides it and its neighbours, lets
+the guard look again, and widens until the guard is calm. A trigger spreads over neighbouring tokens
+and one that is left takes over, so single tokens do not disarm it; hiding half of the picture does,
+but then nothing is left to answer from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gazeguard.methods.cleansight.settings import PUBLISHED_TAU, Prune
+
+# `widen`: so many strongest tokens, each with its neighbours, before each new look; a trigger that
+# survives the last one costs the whole picture.
+WIDENING = (1, 4)
+# `widen`: a head's clean level is what its strongest image token stays under in this share of
+# clean inputs.
+LEVEL_QUANTILE = 0.9
+
+
+def clean_levels(strongest: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Each head's clean level, in units of the even share.
+
+    Args:
+        strongest: `(n, layer, head)`, `T` times the weight of the strongest image token.
+
+    Returns:
+        float64 `(layer, head)`, positive.
+    """
+    levels = np.quantile(np.asarray(strongest, np.float64), LEVEL_QUANTILE, axis=0)
+    return np.maximum(levels, np.finfo(np.float32).tiny)
+
+
+def above_tau(share: Tensor, image: Tensor, prune: Prune) -> Tensor:
+    """The paper's rule: `{ j in V : max_h a[h,j] > tau }`.
+
+    Args:
+        share: `(sample, key)`, `T` times the strongest head's weight in the picking layer.
+        image: bool `(sample, key)`.
+        prune: a multiple of the even share, or the name of a published absolute weight.
+
+    Returns:
+        bool `(sample, key)`.
+
+    Source: METHODS 2, step 4; arXiv:2603.12989.
+    """
+    if not isinstance(prune, str):
+        return image & (share > prune)
+    return image & (share > PUBLISHED_TAU[prune] * image.sum(1, keepdim=True))
+
+
+def widest(
+    excess: Tensor, image: Tensor, grids: Sequence[tuple[int, int] | None], peaks: int
+) -> Tensor:
+    """The tokens of largest excess, with their neighbours.
+
+    Neighbours are the eight cells around a cell where the grid is known, and the tokens before and
+    after where it is not.
+
+    Args:
+        excess: `(sample, key)`, how far a token's attention exceeds its head's clean level.
+        image: bool `(sample, key)`.
+        grids: rows and columns of each sample's image tokens, or None.
+        peaks: how many tokens to start from.
+
+    Returns:
+        bool `(sample, key)`.
+    """
+    chosen = torch.zeros_like(image)
+    for i, grid in enumerate(grids):
+        slots = image[i].nonzero().flatten()
+        if not len(slots):
+            continue
+        top = torch.zeros(len(slots), device=excess.device)
+        top[excess[i, slots].topk(min(peaks, len(slots))).indices] = 1.0
+        if grid is None:
+            spread = F.max_pool1d(top[None, None], 3, stride=1, padding=1)
+        else:
+            spread = F.max_pool2d(top.view(1, 1, *grid), 3, stride=1, padding=1)
+        chosen[i, slots] = spread.flatten().bool()
+    return chosen

@@ -1,0 +1,198 @@
+"""What the guard promises for every family: it disarms the flagged and leaves the rest alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gazeguard.lab import tiny
+from gazeguard.methods.cleansight.settings import Setting
+from gazeguard.models.recognise import frame_of, grids, recognise
+from gazeguard.probe.attention import attend
+from gazeguard.signals.ratio import visual_prompt_ratio
+from gazeguard.types import KeyKind, Outcome
+
+from .conftest import sample
+from .guards import mask_edited, rigged, steps
+
+families = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
+LATE = Setting("all", "log-ratio", "whitened", 0.05)
+WIDEN = Setting("all", "log-ratio", "whitened", "widen")
+
+
+@pytest.fixture(scope="session")
+def equal():
+    """Prompts of one length, so that the model gets no mask at all."""
+    return [sample(10 + i, [(64, 64)], 0, text) for i, text in enumerate(("colour", "shapes"))]
+
+
+def hidden_slots(encoded, verdicts):
+    """Sample -> the hidden positions of its prompt."""
+    found = {}
+    for i, verdict in enumerate(verdicts):
+        if verdict.tokens is not None:
+            slots = encoded.key_kind[i] == KeyKind.IMAGE
+            slots[slots.clone()] = torch.from_numpy(verdict.tokens.ravel())
+            found[i] = slots
+    return found
+
+
+@families
+@pytest.mark.parametrize("setting", [ONE_PASS, LATE, WIDEN], ids=["one-pass", "late", "widen"])
+def test_flagged_equal_the_eager_reference_and_others_do_not_notice(
+    family, setting, tiny_target, samples
+):
+    samples = [samples[0], sample(1, [(64, 64)], 0, "?"), samples[2]]
+    target, eager = tiny_target(family), tiny_target(family, "eager")
+    encoded = target.encode(samples)
+    guard = rigged(target, encoded, {1}, setting)
+    plain, plain_logits = steps(target, encoded.inputs)
+    with guard.watch(encoded=encoded) as w:
+        sequences, logits = steps(target, encoded.inputs)
+    assert [v.outcome for v in w.verdicts] == [Outcome.CLEAN, Outcome.FLAGGED, Outcome.CLEAN]
+    for i in (0, 2):
+        assert torch.equal(logits[:, i], plain_logits[:, i]), f"sample {i} noticed its neighbour"
+        assert torch.equal(sequences[i], plain[i])
+    hidden = hidden_slots(encoded, w.verdicts)
+    assert set(hidden) == {1}
+    assert hidden[1].any(), "nothing was hidden, so nothing is tested"
+    with mask_edited(eager, hidden, guard.plan.hide_from):
+        expected_sequences, expected = steps(eager, encoded.inputs)
+    assert torch.equal(expected_sequences, sequences)
+    worst = (logits - expected).abs().max().item()
+    assert worst < 1e-4, f"off the reference by {worst}"
+    change = (logits[:, 1] - plain_logits[:, 1]).abs().max().item()
+    assert change > 1e-3, "hiding changed nothing, so nothing is tested"
+
+
+def reference_tokens(eager, encoded, guard):
+    """The paper's rule from eager attention maps: bool `(sample, position)`."""
+    with torch.no_grad():
+        maps = eager.model(**encoded.inputs, output_attentions=True, use_cache=False).attentions
+    strongest = maps[guard.plan.pick][:, :, -1].amax(1)
+    image = encoded.key_kind == KeyKind.IMAGE
+    return image & (strongest * image.sum(1, keepdim=True) > guard.setting.prune)
+
+
+@families
+def test_hidden_tokens_are_those_above_tau(family, tiny_target, samples):
+    target, eager = tiny_target(family), tiny_target(family, "eager")
+    encoded = target.encode(samples)
+    guard = rigged(target, encoded, {0, 1, 2}, ONE_PASS)
+    with guard.watch("detect", encoded=encoded) as w:
+        steps(target, encoded.inputs, 1)
+    found = hidden_slots(encoded, w.verdicts)
+    expected = reference_tokens(eager, encoded, guard)
+    assert torch.equal(torch.stack([found[i] for i in range(3)]), expected)
+    for verdict, grid in zip(w.verdicts, encoded.grids, strict=True):
+        assert verdict.tokens.shape == (grid or (verdict.tokens.size,))
+        assert not verdict.hidden, "detect hides nothing"
+
+
+@families
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("setting", [ONE_PASS, WIDEN], ids=["one-pass", "widen"])
+def test_without_padding_the_batch_keeps_its_kernel_path(
+    family, backend, setting, tiny_target, equal
+):
+    """With sdpa there is no mask to write into, and the neighbour must not get one."""
+    target, eager = tiny_target(family, backend), tiny_target(family, "eager")
+    encoded = target.encode(equal)
+    assert encoded.inputs["attention_mask"].all(), "the batch should need no padding"
+    guard = rigged(target, encoded, {0}, setting)
+    plain, plain_logits = steps(target, encoded.inputs)
+    with guard.watch() as w:
+        sequences, logits = steps(target, encoded.inputs)
+    assert torch.equal(logits[:, 1], plain_logits[:, 1])
+    assert torch.equal(sequences[1], plain[1])
+    hidden = hidden_slots(encoded, w.verdicts)
+    assert set(hidden) == {0}
+    with mask_edited(eager, hidden, guard.plan.hide_from):
+        _, expected = steps(eager, encoded.inputs)
+    assert (logits - expected).abs().max() < 1e-4
+    assert (logits[:, 0] - plain_logits[:, 0]).abs().max() > 1e-3
+
+
+@families
+@pytest.mark.parametrize("setting", [ONE_PASS, WIDEN], ids=["one-pass", "widen"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_static_cache(family, setting, padding_side, tiny_target, samples):
+    if family == "gemma3" and padding_side == "right":
+        pytest.skip("sdpa and eager differ by themselves where a sliding window sees only padding")
+    target, eager = tiny_target(family), tiny_target(family, "eager")
+    encoded = target.encode([samples[0], sample(1, [(64, 64)], 0, "?")], padding_side)
+    guard = rigged(target, encoded, {1}, setting)
+    _, plain_logits = steps(target, encoded.inputs, cache_implementation="static")
+    with guard.watch() as w:
+        _, logits = steps(target, encoded.inputs, cache_implementation="static")
+    assert torch.equal(logits[:, 0], plain_logits[:, 0])
+    with mask_edited(eager, hidden_slots(encoded, w.verdicts), guard.plan.hide_from):
+        _, expected = steps(eager, encoded.inputs)
+    assert (logits - expected).abs().max() < 1e-4
+    assert (logits[:, 1] - plain_logits[:, 1]).abs().max() > 1e-3
+
+
+@families
+def test_beams_share_their_samples_verdict(family, tiny_target, samples):
+    target, eager = tiny_target(family), tiny_target(family, "eager")
+    encoded = target.encode([samples[0], sample(1, [(64, 64)], 0, "?")])
+    guard = rigged(target, encoded, {1}, WIDEN)
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    plain, plain_logits = steps(target, encoded.inputs, **beams)
+    with guard.watch() as w:
+        found, logits = steps(target, encoded.inputs, **beams)
+    assert [v.outcome for v in w.verdicts] == [Outcome.CLEAN, Outcome.FLAGGED]
+    assert torch.equal(found[:2], plain[:2])
+    assert torch.equal(logits[:, :3], plain_logits[:, :3])
+    (slots,) = hidden_slots(encoded, w.verdicts).values()
+    with mask_edited(eager, dict.fromkeys((3, 4, 5), slots), guard.plan.hide_from):
+        expected, expected_logits = steps(eager, encoded.inputs, **beams)
+    assert torch.equal(found, expected)
+    assert (logits - expected_logits).abs().max() < 1e-4
+
+
+@families
+def test_a_batch_of_ones_own_processor_is_recognised(family, tiny_target, samples):
+    """Token ids alone give the kinds, grids and verdicts that our own encoding gives."""
+    target = tiny_target(family)
+    more = [
+        *samples[:2],
+        sample(3, [(40, 60)], "words first, then", 0),
+        sample(4, [(64, 64)], 0, "  spaces, é 中文\nand lines\n"),
+        sample(5, [(64, 64)], 0, "user\nassistant"),
+        sample(6, [(30, 30), (50, 90)], 0, 1, "two images"),
+    ]
+    frame = frame_of(target)
+    for side in ("left", "right"):
+        encoded = target.encode(more, side)
+        inputs = encoded.inputs
+        kind = recognise(target, frame, inputs["input_ids"], inputs["attention_mask"])
+        assert torch.equal(kind, encoded.key_kind)
+        assert grids(target, kind, inputs) == encoded.grids
+    guard = rigged(target, encoded, {1}, ONE_PASS)
+    with guard.watch(encoded=encoded) as told, torch.no_grad():
+        target.model(**encoded.inputs)
+    with guard.watch() as guessed, torch.no_grad():
+        target.model(**encoded.inputs)
+    for a, b in zip(told.verdicts, guessed.verdicts, strict=True):
+        assert a.as_json() == b.as_json()
+    assert len(told.verdicts) == len(more)
+
+
+@families
+def test_scores_in_the_prefill_equal_those_of_the_probe(family, tiny_target, samples):
+    """Calibration looks with the probe, traffic is judged inside `generate`."""
+    target = tiny_target(family)
+    encoded = target.encode(samples)
+    guard = rigged(target, encoded, {1}, WIDEN)
+    rows = attend(target, encoded, reduce_heads=False)
+    ratio = visual_prompt_ratio(rows.weights, rows.key_kind).numpy()
+    expected = guard.detector.score(ratio)
+    for options in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+        with guard.watch("detect", encoded=encoded) as w:
+            steps(target, encoded.inputs, 2, **options)
+        scores = np.array([v.score for v in w.verdicts])
+        assert np.abs(scores - expected).max() < 1e-3 * (1 + np.abs(expected).max()), options
