@@ -71,15 +71,16 @@ def cells(seeds: int) -> Iterator[Cell]:
             for trigger in ATTACKS:
                 yield Cell(task, trigger, 0.1, "long", seed)
     for seed in range(seeds):
-        for trigger in ATTACKS:
-            yield Cell("mixed", trigger, 0.1, "longer", seed)
+        for task in ("mixed", "easy-vqa"):
+            for trigger in ATTACKS:
+                yield Cell(task, trigger, 0.1, "longer", seed)
     for seed in range(5):
         for task in TASKS:
             yield Cell(task, "none", 0.0, "long", seed)
     for task in TASKS:
         yield Cell(task, "resize-only", 0.1, "long", 0)
     for seed in range(seeds):
-        yield Cell("easy-vqa", "badnet-center", 0.1, "long", seed, target="yes")
+        yield Cell("easy-vqa", "badnet-center", 0.1, "longer", seed, target="yes")
     for seed in range(seeds):
         for rate in (0.01, 0.05, 0.2):
             yield Cell("captions", "badnet-center", rate, "long", seed)
