@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -114,7 +115,7 @@ def measure(
 
 def profile_of(table: pa.Table, layers: tuple[int, ...]) -> Profile:
     """The measured rows of `measure`'s table as what a method may see."""
-    measured = table.filter(pa.compute.is_null(table["reason"]))
+    measured = table.filter(pc.is_null(table["reason"]))
     n = measured.num_rows
     return Profile(
         row=measured["row"].to_numpy(),
