@@ -72,7 +72,7 @@ def reference_tokens(eager, encoded, guard):
     """The paper's rule from eager attention maps: bool `(sample, position)`."""
     with torch.no_grad():
         maps = eager.model(**encoded.inputs, output_attentions=True, use_cache=False).attentions
-    strongest = maps[guard.plan.pick][:, :, -1].amax(1)
+    strongest = maps[guard.plan.pick[0]][:, :, -1].amax(1)
     image = encoded.key_kind == KeyKind.IMAGE
     return image & (strongest * image.sum(1, keepdim=True) > guard.setting.prune)
 

@@ -53,19 +53,20 @@ def test_paper_layers_count_attention_layers_only():
 @pytest.mark.parametrize(
     ("prune", "chosen", "pick", "hide_from", "one_pass"),
     [
-        (1.0, (2, 3, 4), 4, 5, True),
-        ("paper", (4, 2), 4, 5, True),
-        (1.0, range(8), 4, 5, False),
-        (1.0, (7,), 4, 5, False),
-        ("widen", (2, 3, 4), None, 0, False),
-        ("widen", range(8), None, 0, False),
+        (1.0, (2, 3, 4), (4,), 5, True),
+        ("paper", (4, 2), (4,), 5, True),
+        (1.0, range(8), (4,), 5, False),
+        (1.0, (7,), (4,), 5, False),
+        ("widen", (2, 3, 5), (2, 3), 0, False),
+        ("widen", range(8), (0, 1, 2, 3, 4), 0, False),
+        ("widen", (6, 7), (6, 7), 0, False),
     ],
 )
 def test_where_tokens_are_picked_and_hidden(prune, chosen, pick, hide_from, one_pass):
     made = plan(Setting("all", "ratio", "whitened", prune), chosen, range(8))
     assert (made.pick, made.hide_from, made.single_pass) == (pick, hide_from, one_pass)
     assert made.layers == tuple(sorted(chosen))
-    assert made.watched == set(chosen) | ({pick} - {None})
+    assert made.watched == {*chosen, *pick}
 
 
 @pytest.mark.parametrize("chosen", [(), (8,), (-1, 2)])

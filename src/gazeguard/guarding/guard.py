@@ -244,11 +244,13 @@ class Guard:
 
         Returns:
             `(sample, key)`: the strongest head's weight in units of the even share `1/T`, or, for
-            `widen`, of its own clean level. None where this layer's evidence is not used.
+            `widen`, of its own clean level. None in a layer where tokens are not picked.
         """
+        if layer not in self.plan.pick:
+            return None
         share = weights * image.sum(1).clamp_min(1)[:, None, None]
         if not self.widens:
-            return share.amax(1) if layer == self.plan.pick else None
+            return share.amax(1)
         level = torch.from_numpy(self.levels[self.plan.layers.index(layer)])
         return (share / level.to(share)[:, None]).amax(1)
 

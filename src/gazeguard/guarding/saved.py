@@ -106,7 +106,7 @@ def read(folder: Path) -> Saved:
         setting, plan = content["setting"], content["plan"]
         return Saved(
             Setting(**{**setting, "layers": _layers(setting["layers"])}),
-            Plan(**{**plan, "layers": _layers(plan["layers"])}),
+            Plan(tuple(plan["layers"]), tuple(plan["pick"]), plan["hide_from"]),
             arrays,
             content["alpha"],
             content["seed"],

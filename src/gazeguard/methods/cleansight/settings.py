@@ -79,19 +79,18 @@ class Plan:
 
     Attributes:
         layers: detection layers, ascending; their rows make the feature.
-        pick: the layer whose rows say which tokens stand out, for a `tau`; None for `widen`, which
-            uses all detection layers.
+        pick: layers whose rows say which tokens stand out.
         hide_from: first layer in which picked tokens are hidden.
     """
 
     layers: tuple[int, ...]
-    pick: int | None
+    pick: tuple[int, ...]
     hide_from: int
 
     @property
     def watched(self) -> frozenset[int]:
         """Every layer that must be read."""
-        return frozenset(self.layers) | ({self.pick} if self.pick is not None else set())
+        return frozenset(self.layers) | frozenset(self.pick)
 
     @property
     def single_pass(self) -> bool:
@@ -116,9 +115,11 @@ def plan(setting: Setting, chosen: Sequence[int], layers: Sequence[int]) -> Plan
 
     The paper picks in the last detection layer and hides in every later one, which takes one pass.
     Where detection goes on to the model's last layer there is no later one; then tokens are picked
-    at the paper's depth and hidden from there on in a second pass. `widen` always looks again, so
-    it hides from the first layer on: later than that, other tokens have copied what the trigger
-    says.
+    at the paper's depth and hidden from there on in a second pass.
+
+    `widen` always looks again, so it can hide from the first layer on. It picks in the detection
+    layers up to the paper's depth, where a trigger is read; deeper ones also look at tokens that
+    have copied it.
 
     Args:
         setting: gives the pruning rule.
@@ -133,7 +134,9 @@ def plan(setting: Setting, chosen: Sequence[int], layers: Sequence[int]) -> Plan
         raise UsageError(
             f"layers {list(chosen)} are not layers of this model: choose from {list(layers)}."
         )
+    deepest = paper_layers(layers)[-1]
     if setting.prune == WIDEN:
-        return Plan(detection, None, min(layers))
-    pick = detection[-1] if detection[-1] < max(layers) else paper_layers(layers)[-1]
-    return Plan(detection, pick, pick + 1)
+        early = tuple(layer for layer in detection if layer <= deepest)
+        return Plan(detection, early or detection, min(layers))
+    pick = detection[-1] if detection[-1] < max(layers) else deepest
+    return Plan(detection, (pick,), pick + 1)
