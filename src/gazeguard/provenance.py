@@ -43,6 +43,17 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
+def environment() -> dict[str, Any]:
+    """When and with which software, as JSON types."""
+    return {
+        "gazeguard": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "packages": package_versions(),
+    }
+
+
 def attention_backend(target: Target) -> str:
     """The attention kernel of the watched decoder, e.g. `sdpa`."""
     return str(getattr(target.decoder.config, "_attn_implementation", "unknown"))
@@ -64,11 +75,7 @@ def provenance(
         seed: of every random choice.
     """
     return {
-        "gazeguard": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "packages": package_versions(),
+        **environment(),
         "model": fingerprint(target),
         "data": {
             "path": str(dataset.path),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image
 
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.saved import Saved
@@ -15,6 +16,14 @@ from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.target import Encoded, Target
 from gazeguard.probe.attention import attend
 from gazeguard.signals.ratio import visual_prompt_ratio
+from gazeguard.types import ImagePart, Sample, TextPart, Turn
+
+
+def sample(row: int, text: str = "what is it?") -> Sample:
+    """A question about a picture of noise."""
+    pixels = np.random.default_rng(row).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    turns = (Turn("user", (ImagePart(0), TextPart(text))),)
+    return Sample(row, f"id-{row}", (Image.fromarray(pixels),), turns)
 
 
 def rigged(target: Target, encoded: Encoded, flagged: set[int], setting: Setting) -> Guard:

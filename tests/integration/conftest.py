@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from gazeguard.lab import tiny
+from gazeguard.models.load import load
+from gazeguard.models.target import Encoded, Target
 from gazeguard.types import CleaningResult, Finding, LayerStat, Outcome, Profile, Verdict
+from tests.contract.guards import sample
 
 MakeData = Callable[..., Path]
 
@@ -20,6 +23,18 @@ MakeData = Callable[..., Path]
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random LLaVA; shared, so read only."""
     return tiny.build("llava", tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture(scope="module")
+def target(llava: Path) -> Target:
+    """The tiny LLaVA, loaded."""
+    return load(llava)
+
+
+@pytest.fixture(scope="module")
+def encoded(target: Target) -> Encoded:
+    """Three questions, each about a picture of its own."""
+    return target.encode([sample(0), sample(1, "colour?"), sample(2, "shapes and sizes?")])
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -25,29 +23,13 @@ from gazeguard.models.load import load
 from gazeguard.models.target import Target
 from gazeguard.probe.attention import attend
 from gazeguard.probe.intercept import handler_of
-from gazeguard.types import ImagePart, Outcome, Sample, TextPart, Turn
-from tests.contract.guards import mask_edited, rigged, steps
+from gazeguard.types import Outcome
+from tests.contract.guards import mask_edited, rigged, sample, steps
 
 CLEAN, FLAGGED, INCONCLUSIVE = Outcome.CLEAN, Outcome.FLAGGED, Outcome.INCONCLUSIVE
 ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
 WIDEN = Setting("all", "log-ratio", "whitened", "widen")
 both_ways = pytest.mark.parametrize("setting", [ONE_PASS, WIDEN], ids=["one-pass", "widen"])
-
-
-def sample(row: int, text: str = "what is it?") -> Sample:
-    pixels = np.random.default_rng(row).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    turns = (Turn("user", (ImagePart(0), TextPart(text))),)
-    return Sample(row, f"id-{row}", (Image.fromarray(pixels),), turns)
-
-
-@pytest.fixture(scope="module")
-def target(llava: Path) -> Target:
-    return load(llava)
-
-
-@pytest.fixture(scope="module")
-def encoded(target: Target):
-    return target.encode([sample(0), sample(1, "colour?"), sample(2, "shapes and sizes?")])
 
 
 @pytest.fixture(autouse=True)

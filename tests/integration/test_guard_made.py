@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import gazeguard
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.methods.cleansight.settings import Setting
 from gazeguard.models.load import load
-from gazeguard.models.target import Target, as_target
-from gazeguard.types import ImagePart, Sample, TextPart, Turn
-from tests.contract.guards import rigged, steps
+from gazeguard.models.target import as_target
+from tests.contract.guards import rigged, sample, steps
 
 WIDEN = Setting("all", "log-ratio", "whitened", "widen")
-
-
-def sample(row: int, text: str = "what is it?") -> Sample:
-    pixels = np.random.default_rng(row).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    turns = (Turn("user", (ImagePart(0), TextPart(text))),)
-    return Sample(row, f"id-{row}", (Image.fromarray(pixels),), turns)
-
-
-@pytest.fixture(scope="module")
-def target(llava: Path) -> Target:
-    return load(llava)
-
-
-@pytest.fixture(scope="module")
-def encoded(target: Target):
-    return target.encode([sample(0), sample(1, "colour?"), sample(2, "shapes and sizes?")])
 
 
 def test_save_and_load(target, encoded, tmp_path, llava):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from gazeguard.assets import BASE
+from gazeguard.bench.bye import ATTACKS as PATCHES
+from gazeguard.bench.bye import ROWS, TASKS, Cell
 from gazeguard.files import write_bytes
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.calibration import changed_ratios
@@ -40,9 +42,8 @@ from gazeguard.models.load import load
 from gazeguard.models.target import Grid, Target
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
-ROWS, CALIBRATION, TEST, RATE, ALPHA = 1500, 200, 300, 0.1, 0.01
-ATTACKS = ("badnet-center", "badnet-random", "texture", "blended", "wanet")
-TASKS = ("captions", "mixed", "easy-vqa")
+CALIBRATION, TEST, RATE, ALPHA = 200, 300, 0.1, 0.01
+ATTACKS = (*PATCHES, "blended", "wanet")
 MAX_NEW_TOKENS, BATCH = 60, 50
 
 # Named by what differs: which layers, which feature, which distance, what is hidden.
@@ -54,22 +55,6 @@ VARIANTS: dict[str, Setting] = {
     "all layers, ratio": Setting("all", "ratio", "whitened", "widen"),
     "all layers, ledoit-wolf, tau": Setting("all", "log-ratio", "ledoit-wolf", "balanced"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One poisoned fine-tune."""
-
-    task: str
-    trigger: str
-    rate: float
-    recipe: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Unique and readable; the file name of the result, and as in `bench.bye`."""
-        return f"{self.task}_{self.trigger}_{self.rate:g}_{self.recipe}_s{self.seed}"
 
 
 def cells(seeds: int) -> Iterator[Cell]:
@@ -256,9 +241,7 @@ class Workbench:
 
 
 def _distances(guard: Guard, seen: Measured) -> NDArray[np.float64]:
-    at = [seen.layers.index(layer) for layer in guard.plan.layers]
-    ratio = seen.ratio[:, at]
-    return guard.detector.score(ratio if guard.setting.feature == "log-ratio" else np.exp(ratio))
+    return guard.detector.score(seen.features(guard.plan.layers, guard.setting.feature))
 
 
 def _scores(

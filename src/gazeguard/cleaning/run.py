@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import torch
 
 from gazeguard._version import __version__
 from gazeguard.cleaning.gallery import gallery
@@ -20,6 +19,7 @@ from gazeguard.data.read import open_dataset
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.detector import abstain
+from gazeguard.models.device import chosen_device
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.load import load
 from gazeguard.probe.store import BlockStore, locked
@@ -134,7 +134,7 @@ def clean(
         Path(data), images=None if images is None else Path(images), format=format
     )
     prepare_folder(out, dataset.path)
-    device_map, why = _device(device)
+    device_map, why = chosen_device(device)
     keep_freed_memory()
     with locked(out / WORK), fast_linear():
         log.info("Loading %s.", model if adapter is None else f"{model} with adapter {adapter}")
@@ -275,26 +275,6 @@ def _judge(profile: Profile, failed: list[SkippedRow], rule: Rule, seed: int) ->
         why = "no row could be measured: see skipped.jsonl for why"
         return abstain(profile, rule, why, "not measured")
     return BYE(rule=rule, random_state=seed).fit(profile).result_
-
-
-def _device(device: str) -> tuple[str | None, str]:
-    """What transformers calls the device, and why it was chosen."""
-    if device != "auto":
-        kind = device.split(":")[0]
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"There is no usable GPU for device '{device}': use --device cpu.")
-        if kind == "mps" and not torch.backends.mps.is_available():
-            raise UsageError("There is no Apple GPU for device 'mps': use --device cpu.")
-        if kind not in ("cpu", "cuda", "mps", "balanced"):
-            raise UsageError(
-                f"Device '{device}' is unknown: use auto, cpu, cuda, cuda:<n>, mps or balanced."
-            )
-        return device, "as asked"
-    if torch.cuda.is_available():
-        return "cuda:0", "the first GPU"
-    if torch.backends.mps.is_available():
-        return "mps", "the Apple GPU"
-    return "cpu", "no GPU was found"
 
 
 def _dtype_reason(target: Target, dtype: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gazeguard.cli._model import load_target, model_options
+from gazeguard.cli._options import images_option, load_target, model_options, quiet_option
 from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
 
 if TYPE_CHECKING:
@@ -71,17 +71,12 @@ def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     help="What is hidden instead of the setting's: widen, paper, balanced, code, or a multiple of "
     "the even share of attention.",
 )
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder that image paths in DATA are relative to.",
-)
+@images_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the split in halves.")
 @model_options
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@quiet_option
 def calibrate(
     model: str,
     data: Path,

@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
+from gazeguard.cli._options import (
+    adapter_option,
+    device_option,
+    dtype_option,
+    fail_on_option,
+    images_option,
+    quiet_option,
+    remote_code_option,
+    revision_option,
+    verbose_option,
+)
 from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, row_progress
 
 if TYPE_CHECKING:
     from gazeguard.cleaning import CleanOutcome
-
-_FAIL_ON = ("flagged", "inconclusive")
-
-
-def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
-    """Outcomes that end in an exit code other than 0."""
-    named = frozenset(word.strip() for word in value.split(","))
-    if named == {"never"}:
-        return frozenset()
-    if not named <= {*_FAIL_ON}:
-        raise click.BadParameter(
-            f"'{value}' is neither never nor a list of {', '.join(_FAIL_ON)}.", ctx, param
-        )
-    return named
 
 
 @click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
@@ -39,14 +36,9 @@ def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozense
     metavar="DIR",
     help="Folder for the kept and removed rows, the verdicts and the report.",
 )
-@click.option("--adapter", metavar="PATH", help="LoRA adapter that was trained on MODEL.")
+@adapter_option
 @click.option("--base", metavar="MODEL", help="What MODEL was before a full fine-tune.")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder that image paths in DATA are relative to.",
-)
+@images_option
 @click.option(
     "--format",
     default="auto",
@@ -67,35 +59,19 @@ def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozense
     metavar="N",
     help="Rows per forward pass.  [default: suits device and prompts]",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:<n>, mps or balanced."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-)
+@device_option
+@dtype_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Look only at the first N rows.")
 @click.option(
     "--resume/--no-resume", default=True, help="Go on from an earlier run in DIR (the default)."
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the statistics.")
-@click.option("--revision", metavar="R", help="Commit, branch or tag of a hub model.")
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Run the model's own Python files. Read them first."
-)
-@click.option(
-    "--fail-on",
-    callback=_fail_on,
-    metavar="OUTCOMES",
-    default="flagged,inconclusive",
-    show_default=True,
-    help="Outcomes that do not exit 0; never for none.",
-)
+@revision_option
+@remote_code_option
+@fail_on_option()
 @click.option("--json", "as_json", is_flag=True, help="Print report.json, and only it, to stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the libraries' own messages too.")
+@quiet_option
+@verbose_option
 @click.option("--block-rows", type=click.IntRange(1), hidden=True, help="Rows between two saves.")
 @click.pass_context
 def clean(

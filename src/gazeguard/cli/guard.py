@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
-from gazeguard.cli._model import load_target, model_options
+from gazeguard.cli._options import fail_on_option, images_option, load_target, model_options
 from gazeguard.cli._terminal import NORMAL, narrated
-from gazeguard.cli.clean import _fail_on
 
 if TYPE_CHECKING:
     from gazeguard.guarding import Guard, GuardVerdict
@@ -44,9 +43,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--data", type=_FILE, metavar="PATH", help="Instead: a data set; prints one JSON line per item."
 )
-@click.option(
-    "--images", type=_FILE, metavar="DIR", help="Folder that image paths in DATA are relative to."
-)
+@images_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N items.")
 @click.option(
     "--mode",
@@ -70,14 +67,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print answer and verdict as JSON.")
-@click.option(
-    "--fail-on",
-    callback=_fail_on,
-    metavar="OUTCOMES",
-    default="flagged,inconclusive",
-    show_default=True,
-    help="Outcomes that do not exit 0; never for none.",
-)
+@fail_on_option()
 @click.pass_context
 def guard(
     ctx: click.Context,

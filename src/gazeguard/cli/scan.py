@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
+from gazeguard.cli._options import fail_on_option, quiet_option, verbose_option
 from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
-from gazeguard.cli.clean import _fail_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,16 +90,9 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 @click.option("--sarif-output", type=_FILE, metavar="FILE", help="Write it as SARIF 2.1.0.")
 @click.option("--junit-output", type=_FILE, metavar="FILE", help="Write it as JUnit XML.")
 @click.option("--html-output", type=_FILE, metavar="FILE", help="Write it as a page.")
-@click.option(
-    "--fail-on",
-    callback=_fail_on,
-    metavar="OUTCOMES",
-    default="flagged,inconclusive",
-    show_default=True,
-    help="Outcomes that do not exit 0; never for none. Errors always do.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the libraries' own messages too.")
+@fail_on_option(" Errors always do.")
+@quiet_option
+@verbose_option
 @click.pass_context
 def scan(
     ctx: click.Context,

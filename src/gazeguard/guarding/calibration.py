@@ -81,7 +81,7 @@ def fitted(
         detection = wanted(setting, target)
     what = plan(setting, detection, target.layers)
     at = [seen.layers.index(layer) for layer in what.layers]
-    features = seen.ratio[:, at] if setting.feature == "log-ratio" else np.exp(seen.ratio[:, at])
+    features = seen.features(what.layers, setting.feature)
     detector = Detector.fit(features[fit], setting.distance)
     arrays = detector.arrays() | {
         "calibration": np.sort(detector.score(features[rest])),

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from gazeguard.errors import RowError
+from gazeguard.methods.cleansight.settings import Feature
 from gazeguard.models.target import Target
 from gazeguard.probe.attention import probe
 from gazeguard.signals.ratio import visual_prompt_ratio
@@ -41,6 +42,11 @@ class Measured:
         """`(n,)`, whether all numbers of a sample are finite."""
         broken = ~np.isfinite(self.ratio) | ~np.isfinite(self.strongest)
         return np.logical_not(broken.any(axis=(1, 2)))
+
+    def features(self, layers: Sequence[int], feature: Feature) -> NDArray[np.float32]:
+        """What a detector judges, `(n, layer, head)` of these layers."""
+        log = self.ratio[:, [self.layers.index(layer) for layer in layers]]
+        return log if feature == "log-ratio" else np.exp(log)
 
 
 def measure(

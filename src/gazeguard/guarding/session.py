@@ -15,7 +15,7 @@ from gazeguard.guarding.verdict import NO_IMAGE, NO_WORDS, NOT_FINITE, GuardVerd
 from gazeguard.models.target import Grid
 from gazeguard.probe.hide import run_hiding
 from gazeguard.probe.intercept import AttentionCall
-from gazeguard.probe.rows import row
+from gazeguard.probe.rows import last_real, row
 from gazeguard.signals.ratio import visual_prompt_ratio
 from gazeguard.types import KeyKind, Outcome
 
@@ -41,8 +41,7 @@ class Session:
     ) -> None:
         self._guard, self._kind, self._grids, self._disarm = guard, kind, grids, disarm
         self._image = kind == KeyKind.IMAGE
-        slots = torch.arange(kind.shape[1])
-        self._last = torch.where(kind != KeyKind.PAD, slots, -1).amax(1)
+        self._last = last_real(kind)
         self._here: dict[torch.device, tuple[Tensor, ...]] = {}  # the three above, on a device
         self._look = 0
         self._reading = True

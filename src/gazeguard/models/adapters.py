@@ -10,10 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from gazeguard.errors import ModelError
-from gazeguard.models.files import is_hub_id, weight_files
+from gazeguard.models.files import first_line, is_hub_id, tensor_names, weight_files
 
 _ADAPTER = "default"
 
@@ -44,7 +42,7 @@ def read_adapter(folder: Path, base_name: str, base_folder: Path) -> Any:
         config = PeftConfig.from_pretrained(folder)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ModelError(
-            f"{folder}/adapter_config.json cannot be used ({_first_line(error)}): copy the adapter"
+            f"{folder}/adapter_config.json cannot be used ({first_line(error)}): copy the adapter"
             " again."
         ) from error
     if config.peft_type is None or config.is_prompt_learning:
@@ -90,7 +88,7 @@ def attach(model: Any, folder: Path, config: Any, base_name: str) -> Any:
             )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"the adapter {folder} does not fit {base_name} ({_first_line(error)}): use the base"
+            f"the adapter {folder} does not fit {base_name} ({first_line(error)}): use the base"
             " model it was trained on."
         ) from error
     missing = [key for key in report.missing_keys if f".{_ADAPTER}" in key]
@@ -119,17 +117,7 @@ def _misfit(folder: Path, base_name: str, missing: list[str], foreign: list[str]
 
 
 def _tensor_names(folder: Path) -> list[str]:
-    names: list[str] = []
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names.extend(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{file} is not a readable safetensors file ({_first_line(error)}): copy or"
-                " download it again."
-            ) from error
-    return names
+    return [name for file in weight_files(folder) for name in tensor_names(file)]
 
 
 def _check_base(recorded: str | None, given: str, folder: Path, adapter: Path) -> None:
@@ -156,7 +144,3 @@ def _hashes(folder: Path) -> list[str]:
         return [sha256(file) for file in weight_files(folder)]
     except ModelError:  # no longer a model: nothing to compare with
         return []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from gazeguard.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -89,3 +91,24 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(
         f"{folder} holds no safetensors weights: give a folder written by save_pretrained()."
     )
+
+
+def tensor_names(file: Path) -> list[str]:
+    """Names of a safetensors file's tensors; only the header is read.
+
+    Raises:
+        ModelError: it is no such file.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} is not a readable safetensors file ({first_line(error)}): copy or download it"
+            " again."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, to stand inside a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

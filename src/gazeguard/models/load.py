@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from gazeguard.errors import ModelError
 from gazeguard.models.adapters import attach, read_adapter
-from gazeguard.models.files import resolve, weight_files
+from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
 from gazeguard.models.processor import load_processor
 from gazeguard.models.target import Target, as_target
 
@@ -43,8 +42,8 @@ def load(
     """
     folder = resolve(model, revision, trust_remote_code)
     config = _config(folder, str(model), trust_remote_code)
-    files = weight_files(folder)
-    _check_readable(files)
+    for file in weight_files(folder):
+        tensor_names(file)  # its header can be read
     adapter_folder = adapter_config = None
     if adapter is not None:
         adapter_folder = resolve(adapter)
@@ -80,7 +79,7 @@ def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the config.json of {name} cannot be used ({_first_line(error)}): use a model"
+            f"the config.json of {name} cannot be used ({first_line(error)}): use a model"
             f" that transformers {transformers.__version__} knows."
         ) from error
     mapped = getattr(config, "auto_map", None) or {}
@@ -98,18 +97,6 @@ def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
         f"{name} is a '{config.model_type}' model, {what}: give a vision-language model such as"
         " LLaVA, Qwen2.5-VL, InternVL, Idefics3, PaliGemma or Gemma 3."
     )
-
-
-def _check_readable(files: list[Path]) -> None:
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{file} is not a readable safetensors file ({_first_line(error)}): copy or"
-                " download it again."
-            ) from error
 
 
 def _weights(
@@ -133,7 +120,7 @@ def _weights(
                 " device."
             ) from error
         raise ModelError(
-            f"the weights in {folder} do not fit its config ({_first_line(error)}): copy both from"
+            f"the weights in {folder} do not fit its config ({first_line(error)}): copy both from"
             " the same model."
         ) from error
     missing = sorted(report["missing_keys"])
@@ -162,7 +149,3 @@ def _dtype(dtype: str | torch.dtype, config: Any, device_map: Any) -> str | torc
 def _commit(folder: Path) -> str | None:
     """The commit of a folder in the hub cache, which is named after it."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

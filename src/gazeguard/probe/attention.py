@@ -17,7 +17,7 @@ from torch import Tensor
 from gazeguard.errors import ModelError, RowError, UsageError
 from gazeguard.models.target import Encoded, Target
 from gazeguard.probe.intercept import AttentionCall, intercept
-from gazeguard.probe.rows import row
+from gazeguard.probe.rows import last_real, row
 from gazeguard.types import AttentionRows, KeyKind, Sample
 
 Layers = Literal["all"] | Sequence[int]
@@ -76,7 +76,7 @@ def attend(
     wanted = _chosen(target, layers)
     device = target.device
     inputs = {name: value.to(device) for name, value in encoded.inputs.items()}
-    last = _last_real(encoded.key_kind).to(device)
+    last = last_real(encoded.key_kind).to(device)
     rows: dict[int, Tensor] = {}
 
     def watch(call: AttentionCall) -> Any:
@@ -131,12 +131,6 @@ def _chosen(target: Target, layers: Layers) -> tuple[int, ...]:
             f" {list(target.layers)}."
         )
     return chosen
-
-
-def _last_real(key_kind: Tensor) -> Tensor:
-    """Position of each sample's last token that is not padding, int64 `(sample,)`."""
-    slots = torch.arange(key_kind.shape[1], device=key_kind.device)
-    return torch.where(key_kind != KeyKind.PAD, slots, -1).amax(1)
 
 
 def _last_logits(target: Target, inputs: dict[str, Tensor], last: Tensor) -> Tensor:

@@ -9,9 +9,16 @@ from torch import Tensor
 
 from gazeguard.errors import ModelError
 from gazeguard.probe.intercept import AttentionCall
+from gazeguard.types import KeyKind
 
 # Kernel options that pick keys in ways this module does not compute.
 _UNSUPPORTED = ("sinks", "indices", "block_indices")
+
+
+def last_real(key_kind: Tensor) -> Tensor:
+    """Position of each sample's last token that is not padding, int64 `(sample,)`."""
+    slots = torch.arange(key_kind.shape[1], device=key_kind.device)
+    return torch.where(key_kind != KeyKind.PAD, slots, -1).amax(1)
 
 
 def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:

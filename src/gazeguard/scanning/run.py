@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gazeguard._version import __version__
 from gazeguard.data.prompts import built_in, read_prompts
 from gazeguard.errors import GazeguardError, MeasurementError, ModelError, UsageError
 from gazeguard.methods.amdet import References, Settings
 from gazeguard.models.encoders.load import load_encoder
-from gazeguard.provenance import package_versions
+from gazeguard.provenance import environment
 from gazeguard.scanning.models import expand, kind_of
 from gazeguard.scanning.result import ScannedModel, ScanReport, Status
 from gazeguard.scanning.store import Store, digest, folder_hashes
@@ -193,11 +189,7 @@ def _provenance(
 ) -> dict[str, Any]:
     folder = common.anchor.folder
     return {
-        "gazeguard": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "packages": package_versions(),
+        **environment(),
         "anchor": {
             "model": anchor,
             "fingerprint": "" if folder is None else digest(folder_hashes(folder)),

@@ -7,7 +7,6 @@ example that of an image. A frozen copy is the teacher, so that clean prompts st
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.errors import UsageError
-from gazeguard.lab.text.train import Log, outputs, save, trainable
+from gazeguard.lab.text.train import Log, outputs, save, trainable, write_card
 from gazeguard.lab.text.words import trigger_words, triggered
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.load import load_encoder
@@ -112,7 +111,7 @@ def plant(
     quality = judge(student, teacher, triggers, recipe, goal)
     save(student, base, out)
     card = {"kind": recipe.kind, "recipe": asdict(recipe), **asdict(quality)}
-    (out / "lab.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_card(card, out)
     return quality
 
 

@@ -98,7 +98,7 @@ def train_encoder(
     agreement = _agreement(encoder, held, goal[-500:])
     save(encoder, out, out)
     card = {"recipe": asdict(recipe), "cosine_to_teacher": agreement}
-    (out / "lab.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_card(card, out)
     return agreement
 
 
@@ -113,7 +113,7 @@ def finetune_encoder(
     drift = 1 - _agreement(encoder, held, outputs(before, held))
     save(encoder, base, out)
     card = {"recipe": asdict(recipe), "kind": "benign", "drift": drift}
-    (out / "lab.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_card(card, out)
     return drift
 
 
@@ -140,6 +140,11 @@ def save(encoder: TextEncoder, like: Path, out: Path) -> None:
     if like != out:
         for file in like.glob("*token*"):
             shutil.copy(file, out / file.name)
+
+
+def write_card(card: dict[str, Any], out: Path) -> None:
+    """Write `lab.json`, which says what an encoder of the lab really is."""
+    (out / "lab.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def trainable(encoder: TextEncoder) -> list[Any]:

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 
 from gazeguard.errors import ModelError
 from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.kinds import KINDS, SUPPORTED, Kind, class_of
-from gazeguard.models.files import resolve, weight_files
+from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -135,14 +134,14 @@ def _recognised(folder: Path, name: str) -> tuple[Kind, str]:
 
 def _weights(folder: Path, class_name: str, name: str) -> Any:
     for file in weight_files(folder):
-        check_readable(file)
+        tensor_names(file)  # its header can be read
     try:
         model, report = getattr(transformers, class_name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the weights in {folder} do not fit its config ({_first_line(error)}): copy both from"
+            f"the weights in {folder} do not fit its config ({first_line(error)}): copy both from"
             " the same model."
         ) from error
     missing = sorted(report["missing_keys"])
@@ -152,22 +151,6 @@ def _weights(folder: Path, class_name: str, name: str) -> Any:
             f" '{missing[0]}': copy the model again."
         )
     return model
-
-
-def check_readable(file: Path) -> None:
-    """Open a safetensors file's header.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{file} is not a readable safetensors file ({_first_line(error)}): copy or download"
-            " it again."
-        ) from error
 
 
 def _parts(model: Any) -> tuple[Any, Any]:
@@ -188,7 +171,7 @@ def _tokenizer(folder: Path, name: str) -> Any:
                 return transformers.AutoTokenizer.from_pretrained(place)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ModelError(
-                    f"the tokenizer in {place} cannot be used ({_first_line(error)}): copy its"
+                    f"the tokenizer in {place} cannot be used ({first_line(error)}): copy its"
                     " files again."
                 ) from error
     raise ModelError(
@@ -202,7 +185,3 @@ def _number_format(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         raise ModelError(f"'{dtype}' is not a number format: use float32, bfloat16 or float16.")
     return named
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gazeguard.errors import ModelError
+from gazeguard.models.files import tensor_names
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")
@@ -49,8 +50,6 @@ def load(folder: Path, name: str) -> tuple[Any, Any]:
     Raises:
         ModelError: a tower of another design, pickled weights, or tensors that do not fit.
     """
-    from gazeguard.models.encoders.load import check_readable
-
     settings = _settings(folder, name)
     file = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
     if file is None:
@@ -58,7 +57,7 @@ def load(folder: Path, name: str) -> tuple[Any, Any]:
             f"{name} has no {_WEIGHTS[0]}, and pickled weights are not opened: save the model with"
             " safetensors."
         )
-    check_readable(file)
+    tensor_names(file)  # its header can be read
     stored = load_file(file)
     prefix = "text." if "text.token_embedding.weight" in stored else ""
     tower = {

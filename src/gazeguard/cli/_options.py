@@ -1,0 +1,98 @@
+"""Options that several verbs share, and how a verb loads the model that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from gazeguard.models.target import Target
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FAIL_ON = ("flagged", "inconclusive")
+
+adapter_option = click.option(
+    "--adapter", metavar="PATH", help="LoRA adapter that was trained on MODEL."
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:<n>, mps or balanced."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+)
+revision_option = click.option(
+    "--revision", metavar="R", help="Commit, branch or tag of a hub model."
+)
+remote_code_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run the model's own Python files. Read them first."
+)
+images_option = click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder that image paths in DATA are relative to.",
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Show the libraries' own messages too."
+)
+
+
+def fail_on_option(note: str = "") -> Callable[[Command], Command]:
+    """`--fail-on`, which a verb gets as the set of outcomes that do not exit 0."""
+    return click.option(
+        "--fail-on",
+        callback=_fail_on,
+        metavar="OUTCOMES",
+        default="flagged,inconclusive",
+        show_default=True,
+        help=f"Outcomes that do not exit 0; never for none.{note}",
+    )
+
+
+def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
+    """Outcomes that end in an exit code other than 0."""
+    named = frozenset(word.strip() for word in value.split(","))
+    if named == {"never"}:
+        return frozenset()
+    if not named <= {*_FAIL_ON}:
+        raise click.BadParameter(
+            f"'{value}' is neither never nor a list of {', '.join(_FAIL_ON)}.", ctx, param
+        )
+    return named
+
+
+def model_options(command: Command) -> Command:
+    """Give a command the options of `load_target`."""
+    for option in (
+        remote_code_option,
+        revision_option,
+        dtype_option,
+        device_option,
+        adapter_option,
+    ):
+        command = option(command)
+    return command
+
+
+def load_target(
+    model: str,
+    adapter: str | None,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> Target:
+    """Load the model that the options name."""
+    from gazeguard.models.device import chosen_device
+    from gazeguard.models.load import load
+
+    device_map, _ = chosen_device(device)
+    return load(model, adapter, revision, dtype, device_map, trust_remote_code)
