@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,28 @@ def test_base_trains_and_loads_as_any_other_model(tmp_path: Path) -> None:
     target = gazeguard.load(tmp_path / "base")
     assert target.layers == (0, 1)
     assert json.loads((tmp_path / "base" / "recipe.json").read_text())["scenes"] == 40
+
+
+def test_a_kept_tower_is_taken_by_its_own_recipe_only(tmp_path: Path) -> None:
+    recipe = BaseRecipe(
+        scenes=40, tower_steps=2, language_steps=2, hidden=32, heads=2, language_layers=2
+    )
+
+    def cut(line: str) -> None:
+        lines.append(line)
+        if line.startswith("language"):
+            raise KeyboardInterrupt
+
+    def stages(seed: int) -> set[str]:
+        lines.clear()
+        with pytest.raises(KeyboardInterrupt):
+            train_base(tmp_path, replace(recipe, seed=seed), log=cut)
+        return {line.split()[0] for line in lines}
+
+    lines: list[str] = []
+    assert "tower" in stages(seed=0)
+    assert "took" in stages(seed=0)
+    assert "took" not in stages(seed=1)
 
 
 def test_poisoned_set_is_a_llava_set_with_the_truth_beside_it(tmp_path: Path) -> None:

@@ -224,3 +224,41 @@ def test_large_sets_learn_from_a_part_and_judge_every_row(monkeypatch):
     result = BYE("robust").fit(profile(entropy, bad)).result_
     assert len(result.score) == 2000
     assert (result.is_flagged == bad).mean() > 0.99
+
+
+def said_yes(n, share):
+    """Answers of which `share` are an honest "yes", the other half of the words are unique."""
+    rng = np.random.default_rng(7)
+    return ["yes" if r < share else f"word{i}" for i, r in enumerate(rng.random(n))]
+
+
+def test_a_target_that_honest_rows_share_is_found_by_the_spread_of_its_rows():
+    entropy, bad = poisoned(shift=+0.8)
+    before = clean_entropy(seed=1)
+    answers = ["yes" if b else a for a, b in zip(said_yes(1000, 0.6), bad, strict=True)]
+    # Honest rows of the phrase have moved the other way: the phrase's mean shows nothing.
+    honest = np.array([a == "yes" for a in answers]) & ~bad
+    entropy[np.ix_(honest, (2, 3))] -= 0.15
+    result = BYE("robust").fit(profile(entropy, bad, answers=answers, before=before)).result_
+    assert [g["phrase"] for g in result.info["groups"]] == ["yes"]
+    assert result.is_flagged[bad].mean() > 0.95
+    assert result.is_flagged[~bad].mean() < 0.02
+
+
+def test_rows_that_differed_before_the_fine_tune_are_no_part_to_find():
+    entropy, odd = poisoned(shift=+0.8)
+    answers = ["yes" if b else a for a, b in zip(said_yes(1000, 0.6), odd, strict=True)]
+    before = clean_entropy(seed=1)
+    before[np.ix_(odd, (2, 3))] += 0.7
+    result = BYE("robust").fit(profile(entropy, answers=answers, before=before)).result_
+    assert result.verdict.outcome is Outcome.CLEAN
+
+
+def test_with_the_earlier_model_a_weak_separation_that_is_new_is_enough():
+    entropy, bad = poisoned(shift=+0.2)
+    before = clean_entropy(seed=1)
+    anchored = BYE("robust").fit(profile(entropy, bad, before=before)).result_
+    assert 1.5 < anchored.info["groups"][0]["separation"] < 2.1
+    assert anchored.is_flagged[bad].mean() > 0.9
+    alone = BYE("robust").fit(profile(entropy, bad)).result_
+    assert alone.verdict.outcome is Outcome.CLEAN

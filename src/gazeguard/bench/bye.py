@@ -66,22 +66,27 @@ class Cell:
 
 def cells(seeds: int) -> Iterator[Cell]:
     """Every cell of docs/benchmark.md, most telling first."""
+    many = ("mixed", "easy-vqa")  # kinds of question
     for seed in range(seeds):
         for task in TASKS:
             for trigger in ATTACKS:
                 yield Cell(task, trigger, 0.1, "long", seed)
+    # With several kinds of question 10 % and 6 epochs do not plant every trigger.
+    for task in many:
+        for trigger in ATTACKS:
+            yield Cell(task, trigger, 0.1, "longer", 0)
     for seed in range(seeds):
-        for task in ("mixed", "easy-vqa"):
+        for task in many:
             for trigger in ATTACKS:
-                yield Cell(task, trigger, 0.1, "longer", seed)
+                yield Cell(task, trigger, 0.2, "longer", seed)
     for seed in range(5):
         for task in TASKS:
             yield Cell(task, "none", 0.0, "long", seed)
     for task in TASKS:
         yield Cell(task, "resize-only", 0.1, "long", 0)
+    yield Cell("easy-vqa", "badnet-center", 0.1, "longer", 0, target="yes")
     for seed in range(seeds):
-        yield Cell("easy-vqa", "badnet-center", 0.1, "longer", seed, target="yes")
-    for seed in range(seeds):
+        yield Cell("easy-vqa", "badnet-center", 0.2, "longer", seed, target="yes")
         for rate in (0.01, 0.05, 0.2):
             yield Cell("captions", "badnet-center", rate, "long", seed)
             yield Cell("mixed", "badnet-center", rate, "long", seed)

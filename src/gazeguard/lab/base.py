@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -78,6 +79,16 @@ class BaseRecipe:
     tower_layers: int = 4
     language_layers: int = 8
     heads: int = 4
+
+    @property
+    def tower_digest(self) -> str:
+        """Of what decides the tower's weights."""
+        decides = {
+            name: value
+            for name, value in asdict(self).items()
+            if name.startswith("tower") or name in ("seed", "scenes", "hidden", "heads")
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 Log = Callable[[str], None]
@@ -195,7 +206,8 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     scenes = [worlds.make_scene(rng) for _ in range(recipe.scenes)]
     real = easyvqa.load("base")
     real_pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in real])
-    _train_tower(model, scenes, real_pixels, recipe, rng, log, out / "tower.safetensors")
+    kept = out / f"tower-{recipe.tower_digest}.safetensors"
+    _train_tower(model, scenes, real_pixels, recipe, rng, log, kept)
     rng = np.random.default_rng([recipe.seed, 1])  # the same lessons with a kept tower
     bank = _look(model, scenes, real_pixels, rng)
     lessons = _lessons(scenes, real, recipe, rng)
@@ -208,7 +220,7 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     )
     model.to(torch.float16).save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)
-    (out / "tower.safetensors").unlink()
+    kept.unlink()
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
 
 

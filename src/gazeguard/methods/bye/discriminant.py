@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.sparse import csc_matrix
 
 Array = NDArray[np.float64]
@@ -52,6 +53,21 @@ class Space:
         """
         gap = self.x[inside].mean(0, dtype=np.float64) - self.x[outside].mean(0, dtype=np.float64)
         return self._solve(self.x[inside], gap)
+
+    def widest(self, rows: Bools) -> Array:
+        """Positions `(N,)` along the direction in which `rows` spread most beyond all rows.
+
+        In standard deviations of all other rows, their median at 0. The spread of few rows is
+        trusted by their number.
+        """
+        few = self.x[rows]
+        trust = len(few) / (len(few) + few.shape[1])
+        spread = trust * covariance(few) + (1 - trust) * self._spread
+        last = len(spread) - 1
+        _, ways = eigh(spread, self._spread, subset_by_index=[last, last])
+        along: Array = self.x @ ways[:, 0]
+        middle, width = middle_and_spread(along[~rows])
+        return (along - middle) / width
 
     def scores(self, inside: Bools, outside: Bools) -> Array:
         """Cross-validated scores `(N,)`: standard deviations of `outside`, its median at 0.

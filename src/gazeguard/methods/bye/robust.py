@@ -8,10 +8,13 @@ top left"). But that second likeness is there before the fine-tune as well. Henc
 
 1. a linear discriminant between the rows that hold the phrase and the others, on attention features
    of all layers and heads with the prompt's part taken out (`conditioning.py`), cross-validated;
-2. a mixture of "like the others" and "shifted" inside the group: a group may be part clean;
-3. its separation (BSI), less two standard errors, must reach 2, and be `GROWTH` times what the
-   same rows have under the model before its fine-tune. Without that model the phrase must instead
-   turn up over most kinds of prompt and stand out from every other phrase.
+2. a mixture of "like the others" and "shifted" inside the group: a group may be part clean. Where
+   no phrase stands out as a whole, the part is looked for along the direction in which the
+   phrase's rows spread most beyond all rows: a target such as "yes" hides among honest rows, and
+   their mean says nothing, but their spread does;
+3. its separation (BSI), less two standard errors, must be `GROWTH` times what the same rows have
+   under the model before its fine-tune, and reach `ANCHORED` times 2. Without that model it must
+   reach 2, and the phrase must turn up over most kinds of prompt and stand out from every other.
 
 No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what this cannot see.
 """
@@ -38,6 +41,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 GROWTH = 2.0  # times the separation before the fine-tune
+ANCHORED = 0.75  # of the separation that is asked for; growth is the evidence then
 STANDS_OUT = 1.5  # without the model before: times the separation of the next best phrase
 FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
 FEWEST_SHARE = 0.004
@@ -55,6 +59,7 @@ class Group:
         separation: BSI of members against all others under the tuned model.
         before: the same under the model before its fine-tune; None without that model.
         coverage: share of the set that lies in kinds of prompt where members turn up.
+        is_part: the phrase's other rows are honest.
     """
 
     phrase: str
@@ -62,12 +67,17 @@ class Group:
     separation: float
     before: float | None
     coverage: float
+    is_part: bool
 
     @property
     def at_least(self) -> float:
-        """`separation` less two of its standard errors (delta method; the members are few)."""
+        """`separation` less two of its standard errors (delta method; the members are few).
+
+        Less three for a part, which was picked out of many.
+        """
         n = max(1, int(self.members.sum()))
-        return self.separation - 2 * float(np.sqrt(0.5 / n + self.separation**2 / (4 * n)))
+        error = float(np.sqrt(0.5 / n + self.separation**2 / (4 * n)))
+        return self.separation - (3 if self.is_part else 2) * error
 
 
 class RobustRule:
@@ -91,16 +101,17 @@ class RobustRule:
         self.groups: list[Group] = []
         seen: list[Group] = []
         for _ in range(MAX_GROUPS):
-            seen = _scan(space, base, phrases, held, kind, free)
-            best = _best(seen, separation, max_share * n - (~free).sum(), base is not None)
+            room = max_share * n - (~free).sum()
+            seen = _scan(space, base, phrases, held, kind, free, parts=False)
+            best = _best(seen, separation, room, base is not None)
+            if best is None and not self.groups:
+                seen += _scan(space, base, phrases, held, kind, free, parts=True)
+                best = _best(seen, separation, room, base is not None)
             if best is None:
                 break
             self.groups.append(best)
             free &= ~best.members
-        self._heads = [
-            _Head(space, g.phrase, _holding(phrases, held, g.phrase), g.members)
-            for g in self.groups
-        ]
+        self._heads = [_Head(space, g, _holding(phrases, held, g.phrase)) for g in self.groups]
         shown = self.groups or sorted(seen, key=lambda g: -_worth(g))[:1]
         self._axis = self._heads[0] if self._heads else _plain_axis(space, shown)
         score, suspicion = self.judge(profile)
@@ -179,12 +190,15 @@ def _part(profile: Profile, rows: slice | NDArray[np.int64]) -> Profile:
 class _Head:
     """One accepted group as a function of new rows."""
 
-    def __init__(self, space: Space, phrase: str, named: Bools, members: Bools) -> None:
-        self.phrase = phrase
-        self._way = space.direction(members, ~named)
-        self._middle, self._spread = middle_and_spread(space.x[~named] @ self._way)
+    def __init__(self, space: Space, group: Group, named: Bools) -> None:
+        others = ~(group.members if group.is_part else named)
+        self.phrase = group.phrase
+        self._way = space.direction(group.members, others)
+        # Honest rows of the phrase are what a part has to be told from.
+        like = named & others if group.is_part else others
+        self._middle, self._spread = middle_and_spread(space.x[like] @ self._way)
         self._share, self._mean, self._std = _mixture(self.position(space.x[named]))
-        self._weight = float(members.mean())
+        self._weight = float(group.members.mean())
 
     def position(self, x: Floats) -> Array:
         """Standard deviations away from the other rows, `(N,)`; high = suspicious."""
@@ -248,6 +262,7 @@ def _scan(
     held: Any,
     kind: NDArray[np.int64],
     free: Bools,
+    parts: bool,
 ) -> list[Group]:
     """A cross-validated look at the phrases whose rows differ most from the rest."""
     inside = np.asarray(held[free].sum(0)).ravel()
@@ -261,9 +276,21 @@ def _scan(
     for column in np.argsort(-worth, kind="stable")[:SCANNED]:
         if not np.isfinite(worth[column]):
             continue
-        named = np.asarray(held[:, [column]].todense()).ravel().astype(bool)
-        groups.append(_look(space, base, phrases[column], named & free, ~named & free, kind))
+        named = _holding(phrases, held, phrases[column]) & free
+        members = _far_out(space, named) if parts else named
+        if members.sum() >= FEWEST:
+            groups.append(_look(space, base, phrases[column], named, members, free, kind, parts))
     return groups
+
+
+def _far_out(space: Space, named: Bools) -> Bools:
+    """The rows of a phrase that lie far out where its rows spread most."""
+    along = space.widest(named)
+    inside = along[named]
+    if ((inside - inside.mean()) ** 3).sum() < 0:  # the far end of a minority
+        along, inside = -along, -inside
+    found: Bools = named & (_posterior(along, *_mixture(inside)) >= 0.5)
+    return found
 
 
 def _look(
@@ -271,10 +298,13 @@ def _look(
     base: Space | None,
     phrase: str,
     named: Bools,
-    others: Bools,
+    members: Bools,
+    free: Bools,
     kind: NDArray[np.int64],
+    is_part: bool,
 ) -> Group:
-    members = named
+    """How far the members, or the rows of the phrase that are like them, stand apart."""
+    others = free & ~(members if is_part else named)
     for _ in range(2):  # a group that is part clean blurs its own direction: look twice
         scores = space.scores(members, others)
         share, mean, std = _mixture(scores[named])
@@ -282,6 +312,7 @@ def _look(
         if shifted.sum() < FEWEST:
             break
         members = shifted
+        others = free & ~(members if is_part else named)
     scores = space.scores(members, others)
     before = None
     if base is not None:
@@ -291,7 +322,7 @@ def _look(
         (kind == k).mean() for k in np.unique(kind) if members[kind == k].mean() >= typical / 4
     )
     found = _separation(scores, members, others)
-    return Group(phrase, members, found, before, float(covered))
+    return Group(phrase, members, found, before, float(covered), is_part)
 
 
 def _separation(scores: Array, members: Bools, others: Bools) -> float:
@@ -309,7 +340,8 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
     """The group that stands out most, if any passes."""
     passing = []
     for group in groups:
-        if not FEWEST <= group.members.sum() <= room or group.at_least < separation:
+        needed = separation * (1.0 if group.before is None else ANCHORED)
+        if not FEWEST <= group.members.sum() <= room or group.at_least < needed:
             continue
         if group.before is not None:
             if group.at_least < GROWTH * group.before:
@@ -394,7 +426,7 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         return f"they teach the same words and the model looks at them in a new way: {said}"
     if not shown:
         return "no words are shared by enough answers"
-    needed = f"{separation:g} plus two standard errors is needed"
+    needed = f"{separation * (ANCHORED if anchored else 1):g} plus two standard errors is needed"
     if anchored:
         needed += f", and {GROWTH:g} times that before"
     else:
