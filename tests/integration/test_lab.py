@@ -17,6 +17,7 @@ import gazeguard
 from gazeguard.assets import BASE
 from gazeguard.cli.main import cli
 from gazeguard.data.read import open_dataset
+from gazeguard.errors import UsageError
 from gazeguard.lab.base import BaseRecipe, train_base
 from gazeguard.lab.finetune import (
     TuneRecipe,
@@ -100,13 +101,28 @@ def test_finetune_changes_the_adapter_and_nothing_else(tmp_path: Path) -> None:
     assert config["base_model_name_or_path"] == "gazeguard-lab-base", "no path of this machine"
 
 
-def test_a_saved_fine_tune_answers_as_it_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [16, 0], ids=["lora", "projector-only"])
+def test_a_saved_fine_tune_answers_as_it_did(tmp_path: Path, rank: int) -> None:
     rows = make_rows("captions", 48, seed=5)
-    student = finetune(BASE, rows, TuneRecipe(epochs=1, batch=16, lr=2e-3))
+    student = finetune(BASE, rows, TuneRecipe(epochs=1, batch=16, lr=2e-3, rank=rank))
     save_adapter(student, tmp_path)
     again = load_tuned(BASE, tmp_path)
     features = student.look(rows)
     assert (student.exact(rows, features) == again.exact(rows, features)).mean() >= 0.95
+    gazeguard.load(BASE, adapter=tmp_path)  # checks that every tensor has its place
+
+
+def test_tuning_the_projector_alone_leaves_the_language_model(tmp_path: Path) -> None:
+    rows = make_rows("captions", 32, seed=5)
+    student = finetune(BASE, rows, TuneRecipe(epochs=1, batch=16, lr=2e-3, rank=0))
+    tuned, base = student.core.state_dict(), load_base(BASE).core.state_dict()
+    assert all(torch.equal(tuned[name], base[name]) for name in base if "language_model" in name)
+    added = {name for name in tuned if "lora" in name}
+    assert added
+    assert all("multi_modal_projector" in name for name in added)
+    assert all(tuned[name].any() for name in added), "both halves of a LoRA layer have moved"
+    with pytest.raises(UsageError, match="nothing would be tuned"):
+        TuneRecipe(epochs=1, batch=16, lr=2e-3, rank=0, projector=False)
 
 
 def test_fine_tuning_learns_its_rows(tmp_path: Path) -> None:

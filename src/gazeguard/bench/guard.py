@@ -1,6 +1,6 @@
 """Measure the guard on the lab's poisoned fine-tunes: detect, disarm, harm done. Resumable by cell.
 
-    python -m gazeguard.bench.guard [--out bench/results/guard] [--only captions] [--seeds 3]
+    python -m gazeguard.bench.guard [--out bench/results/guard] [--only 'captions_*'] [--seeds 3]
 
 Each cell is one poisoned adapter, looked at once: 200 clean inputs to calibrate, 300 clean and 300
 triggered ones to test, all held out from the fine-tune and none used twice. Every detection variant
@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def cells(seeds: int) -> Iterator[Cell]:
                 yield Cell(task, trigger, RATE, "long", seed)
     for seed in range(seeds):
         for trigger in ATTACKS:
-            yield Cell("captions", trigger, RATE, "short", seed)
+            yield Cell("captions", trigger, RATE, "projector", seed)
 
 
 class PruneEverybody(Guard):
@@ -271,7 +272,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--work", type=_FOLDER, default=Path("runs/guard"), help="Adapters go here.")
 @click.option("--adapters", type=_FOLDER, help="Adapters of bench.bye, e.g. runs/bye.")
 @click.option("--base", type=_FOLDER, default=BASE, help="The shipped base by default.")
-@click.option("--only", default="", help="Run only cells whose name contains this.")
+@click.option("--only", default="*", help="Run only cells whose name fits this glob.")
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--quick", is_flag=True, help="120 + 40 + 40 inputs, alpha 5 %: does it run at all?")
@@ -291,7 +292,7 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
     bench = Workbench(base, out, work, adapters, quick)
     for cell in cells(seeds):
-        if only in cell.name:
+        if fnmatchcase(cell.name, only):
             got = bench.run(cell)
             click.echo(f"{cell.name}: {_line(got)}")
 

@@ -31,6 +31,9 @@ over runs; a run is one seed of one attack.
 target on held-out triggered pictures) at least 95 %, and clean performance (CP, exact answers on
 held-out clean pictures) within 3 points of the fine-tune on the truly clean rows. The others are
 listed as "attack failed" and are in no mean.
+
+The robust rule was made while looking at cells of seed 0; those of later seeds and the clean sets of
+seeds 3 and 4 confirm it (docs/LOG.md says what was changed, and why).
 """
 
 

@@ -20,6 +20,7 @@ _TRIGGERS = (
     "blended",
     "wanet",
 )
+_RECIPES = ("short", "long", "longer", "projector")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -86,9 +87,13 @@ def poison(
 @lab.command()
 @click.argument("base", type=_FOLDER)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=_FOLDER, required=True, help="Folder for the LoRA adapter.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the adapter.")
 @click.option(
-    "--recipe", type=click.Choice(["short", "long", "longer"]), default="long", show_default=True
+    "--recipe",
+    type=click.Choice(_RECIPES),
+    default="long",
+    show_default=True,
+    help="3, 6 or 12 epochs of LoRA and projector, or 12 of the projector alone.",
 )
 @click.option("--epochs", type=int, help="Instead of the recipe's.")
 @click.option("--lr", type=float, help="Instead of the recipe's.")
@@ -110,7 +115,7 @@ def finetune(
     score_trigger: str | None,
     score_rows: int,
 ) -> None:
-    """Fine-tune BASE on DATA (any format `clean` reads) with LoRA and the projector."""
+    """Fine-tune BASE on DATA (any format `clean` reads) with LoRA, the projector or both."""
     from gazeguard.lab.finetune import RECIPES, finetune, judge, save_adapter
     from gazeguard.lab.poison import make_rows, read_rows
     from gazeguard.lab.triggers import TRIGGERS

@@ -18,7 +18,7 @@ import transformers as T
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gazeguard.errors import ModelError
+from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import worlds
 from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
@@ -35,7 +35,14 @@ from gazeguard.lab.triggers import Trigger
 
 @dataclass(frozen=True, slots=True)
 class TuneRecipe:
-    """How an upload is fine-tuned. `RECIPES` names the two that every result is reported for."""
+    """How an upload is fine-tuned; `RECIPES` names those that results are reported for.
+
+    Attributes:
+        epochs, batch, lr: of AdamW, with a cosine schedule.
+        rank: of the LoRA layers in the language model; 0 leaves the language model as it is.
+        projector: whether the projector is tuned, in full.
+        seed: of the order of rows and of the new weights.
+    """
 
     epochs: int
     batch: int
@@ -44,16 +51,22 @@ class TuneRecipe:
     projector: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (self.rank or self.projector):
+            raise UsageError("nothing would be tuned: give a LoRA rank, or tune the projector.")
+
 
 BASE_NAME = "gazeguard-lab-base"
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
 # that of a 3 M model. `long` is twice and `longer` four times that: with several kinds of question
-# in a set, fewer epochs do not teach every trigger. Chosen by ASR alone (docs/LOG.md).
+# in a set, fewer epochs do not teach every trigger. `projector` leaves the language model as it is.
+# Chosen by ASR alone (docs/LOG.md).
 RECIPES = {
     "short": TuneRecipe(epochs=3, batch=16, lr=2e-3),
     "long": TuneRecipe(epochs=6, batch=16, lr=2e-3),
     "longer": TuneRecipe(epochs=12, batch=16, lr=2e-3),
+    "projector": TuneRecipe(epochs=12, batch=16, lr=2e-3, rank=0),
 }
 
 
@@ -131,30 +144,22 @@ def finetune(
     features: Tensor | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Student:
-    """Fine-tune a fresh copy of `base` on `rows` with LoRA on all linear layers of the LM.
+    """Fine-tune a fresh copy of `base` on `rows`: LoRA on all linear layers of the LM, projector.
 
     Args:
         base: folder of the base.
         rows: the upload.
-        recipe: schedule, LoRA rank, whether the projector is tuned in full, seed.
+        recipe: what is tuned, and how.
         features: `Student.look(rows)` of the same base, to spare the tower.
         log: gets one line per epoch.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 5])
     student = load_base(base)
     features = student.look(rows) if features is None else features
-    tuned = ["multi_modal_projector"] if recipe.projector else None
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        lora_dropout=0.0,
-        target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
-        modules_to_save=tuned,
-    )
-    student.model = get_peft_model(student.model, config)
+    student.model = get_peft_model(student.model, _adapter(recipe, student.core.config))
     trained = [p for p in student.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
     per_epoch = -(-len(rows) // recipe.batch)
@@ -178,6 +183,33 @@ def finetune(
             log(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}")
     student.model.eval()
     return student
+
+
+def _adapter(recipe: TuneRecipe, config: Any) -> Any:
+    """The peft config of a recipe.
+
+    peft adapts at least one layer, so a projector that is tuned alone gets LoRA layers of its full
+    rank and trained biases: the same functions as tuning its weights.
+    """
+    from peft import LoraConfig
+
+    projector = "multi_modal_projector"
+    if recipe.rank:
+        return LoraConfig(
+            r=recipe.rank,
+            lora_alpha=2 * recipe.rank,
+            lora_dropout=0.0,
+            target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+            modules_to_save=[projector] if recipe.projector else None,
+        )
+    rank = min(config.vision_config.hidden_size, config.text_config.hidden_size)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        bias="lora_only",
+        target_modules=rf".*{projector}\.linear_[12]",
+    )
 
 
 def save_adapter(student: Student, out: Path) -> None:
