@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gazeguard.bench.bye import cells, most_frequent_answer
-from gazeguard.bench.tables import attack_took, main, page
+from gazeguard.bench.markdown import attack_took
+from gazeguard.bench.tables import main, page
 from gazeguard.lab.poison import TARGET, make_set
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_a_failed_attack_is_counted_apart():
     failed = copy.deepcopy(RUN)
     failed["attack"]["asr"] = 0.5
     failed["rules"]["robust"]["f1"] = 0.0
-    text = page([RUN, failed], None)
+    text = page([RUN, failed], None, [])
     row = next(line for line in text.splitlines() if line.startswith("| captions | 10%"))
     cells_ = [c.strip() for c in row.strip("|").split("|")]
     assert cells_[3:6] == ["1", "0.970", "0.980"]
@@ -69,3 +70,29 @@ def test_answer_baseline(task):
     flagged = most_frequent_answer(rows)
     assert [r.is_poison for r in rows] == flagged.tolist()
     assert all(r.answer == TARGET for r, f in zip(rows, flagged, strict=True) if f)
+
+
+def guarded(seed, asr_after, taken=True):
+    got = {"auroc": 1.0, "tpr_at_1_fpr": 1.0, "false_alarms": 0.01}
+    after = {"clean": 0.91, "triggered": 0.5, "asr": asr_after}
+    return {
+        "cell": {"task": "captions", "trigger": "wanet", "recipe": "projector", "seed": seed},
+        "n": {"calibration": 200, "clean": 300, "triggered": 300},
+        "alpha": 0.01,
+        "attack": {"clean": 0.9, "asr": 0.99 if taken else 0.3, "n": 500},
+        "truly_clean": 0.9,
+        "before": {"clean": 0.92, "triggered": 0.0, "asr": 0.98},
+        "variants": {name: {**got, **after} for name in ("all", "paper")},
+        "ablation": {"prune everybody": after},
+    }
+
+
+def test_the_guards_means_leave_failed_attacks_out():
+    text = page([RUN], None, [guarded(0, 0.0), guarded(1, 0.02), guarded(2, 0.9, taken=False)])
+    line = next(x for x in text.splitlines() if x.startswith("| captions | wanet | projector | 2"))
+    cells_ = [c.strip() for c in line.strip("|").split("|")]
+    assert cells_[8].startswith("0.010 ")
+    assert cells_[-1] == "1"
+    worst = next(x for x in text.splitlines() if x.startswith("| all | 1.000"))
+    assert "| 0.020 |" in worst, "the worst of the runs that count"
+    assert "-0.010" in worst, "clean answers lost"

@@ -144,7 +144,7 @@ class Workbench:
         result["rules"]["answers"] = asdict(detection(most_frequent_answer(rows), truth))
         if truth.any():
             clean_rows = [row for row, bad in zip(rows, truth, strict=True) if not bad]
-            result["truly_clean"], reference = self._reference(cell, clean_rows)
+            result["truly_clean"], reference = self.truly_clean(cell, clean_rows)
             flagged = found.report.result.is_flagged
             if cell.task == "captions":
                 kept = [row for row, bad in zip(rows, flagged, strict=True) if not bad]
@@ -166,7 +166,7 @@ class Workbench:
     def _test(self, cell: Cell) -> list[Row]:
         return make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
 
-    def _reference(self, cell: Cell, clean_rows: list[Row]) -> tuple[float, Path]:
+    def truly_clean(self, cell: Cell, clean_rows: list[Row]) -> tuple[float, Path]:
         """Clean performance after the same recipe on the truly clean rows only, and the adapter.
 
         The poisoned rows of a seed and rate are the same for every trigger, so this is shared.

@@ -29,13 +29,14 @@ from torch import Tensor
 
 from gazeguard.assets import BASE
 from gazeguard.bench.bye import ATTACKS as PATCHES
-from gazeguard.bench.bye import ROWS, TASKS, Cell
+from gazeguard.bench.bye import HELD_OUT, ROWS, TASKS, Cell
+from gazeguard.bench.bye import Workbench as Attacks
 from gazeguard.files import write_bytes
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.calibration import changed_ratios
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.measure import Measured, measure
-from gazeguard.lab.finetune import RECIPES, finetune, save_adapter
+from gazeguard.lab.finetune import RECIPES, finetune, judge, load_tuned, save_adapter
 from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, trigger_all
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.cleansight.settings import SETTINGS, Setting
@@ -132,6 +133,7 @@ class Workbench:
         self, base: Path, out: Path, work: Path, adapters: Path | None, quick: bool = False
     ) -> None:
         self.base, self.out, self.work, self.adapters = base, out, work, adapters
+        self.attacks = Attacks(base, out, adapters or work)
         self.calibration, self.test = (120, 40) if quick else (CALIBRATION, TEST)
         self.alpha = 0.05 if quick else ALPHA
 
@@ -141,7 +143,8 @@ class Workbench:
         if path.exists():
             return dict(json.loads(path.read_text("utf-8")))
         started = time.perf_counter()
-        target = load(self.base, self._adapter(cell), dtype="float32")
+        adapter = self._adapter(cell)
+        target = load(self.base, adapter, dtype="float32")
         rows = make_rows(cell.task, self.calibration + self.test, cell.seed, held_out=True)
         known, clean = rows[: self.calibration], rows[self.calibration :]
         bad = trigger_all(clean, TRIGGERS[cell.trigger], cell.seed)
@@ -159,6 +162,7 @@ class Workbench:
             "cell": asdict(cell),
             "n": {"calibration": len(known), "clean": len(clean), "triggered": len(bad)},
             "alpha": self.alpha,
+            **self._attack(cell, adapter),
             "before": _scores(before["clean"], before["bad"], clean),
             "variants": {},
         }
@@ -193,6 +197,15 @@ class Workbench:
         save_adapter(student, self.work / cell.name / "part")
         (self.work / cell.name / "part").rename(self.work / cell.name / "adapter")
         return self.work / cell.name / "adapter"
+
+    def _attack(self, cell: Cell, adapter: Path) -> dict[str, Any]:
+        """What the gate of an attack asks, counted as `bench.bye` does."""
+        test = make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
+        student = load_tuned(self.base, adapter)
+        scores = judge(student, test, TRIGGERS[cell.trigger], seed=cell.seed)
+        rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed)
+        clean, _ = self.attacks.truly_clean(cell, [row for row in rows if not row.is_poison])
+        return {"attack": asdict(scores), "truly_clean": clean}
 
     def _look(self, target: Target, rows: Sequence[Row]) -> Measured:
         return measure(target, samples(rows), layers=target.layers, batch_size=BATCH)

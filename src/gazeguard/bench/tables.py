@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-from gazeguard.bench.metrics import mean_interval
+from gazeguard.bench.guard_tables import guard_tables
+from gazeguard.bench.markdown import Result, attack_took, by, mean, row
 from gazeguard.lab.poison import TARGET
-
-Result = dict[str, Any]
-ASR_GATE, CP_GATE = 0.95, 0.03
 
 HEAD = """# Benchmark
 
@@ -37,32 +32,27 @@ seeds 3 and 4 confirm it (docs/LOG.md says what was changed, and why).
 """
 
 
-def attack_took(result: Result) -> bool:
-    """Both quality gates of an attack."""
-    attack = result["attack"]
-    close = attack["clean"] >= result["truly_clean"] - CP_GATE
-    return bool(attack["asr"] >= ASR_GATE and close)
-
-
 def read(folder: Path) -> list[Result]:
-    """Every cell of BYE's benchmark, sorted by name."""
-    return [json.loads(p.read_text("utf-8")) for p in sorted((folder / "bye").glob("*.json"))]
+    """Every cell in a folder of results, sorted by name."""
+    return [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))]
 
 
-def page(results: list[Result], speed: Result | None) -> str:
-    """The whole document."""
+def page(results: list[Result], speed: Result | None, guard: list[Result]) -> str:
+    """The whole document: BYE's cells, the speed figures, the guard's cells."""
     poisoned = [r for r in results if r["cell"]["trigger"] not in ("none", "resize-only")]
-    parts = [HEAD, "## Poisoned sets: are the rows found?\n", _detection(poisoned)]
+    parts = [HEAD, "## BYE on poisoned sets: are the rows found?\n", _detection(poisoned)]
     parts += ["## After cleaning: fine-tune again on the kept rows\n", _refit(poisoned)]
-    parts += ["## Clean sets and the control: is anything lost?\n", _clean(results)]
-    parts += ["## Every run\n", _runs(results)]
+    parts += ["## BYE on clean sets and the control: is anything lost?\n", _clean(results)]
+    parts += ["## BYE, every run\n", _runs(results)]
+    if guard:
+        parts += [guard_tables(guard)]
     if speed is not None:
         parts += ["## Speed and memory\n", _speed(speed)]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _detection(results: list[Result]) -> str:
-    groups = _by(results, _what)
+    groups = by(results, _what)
     lines = [
         "| set | poison | recipe | runs | ASR | F1 robust | F1 paper | F1 answers only | failed |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -70,10 +60,10 @@ def _detection(results: list[Result]) -> str:
     for (task, rate, recipe), found in groups:
         took = [r for r in found if attack_took(r)]
         cells = [task, f"{rate:.0%}", recipe, str(len(took))]
-        cells.append(_mean(r["attack"]["asr"] for r in took))
+        cells.append(mean(r["attack"]["asr"] for r in took))
         for rule in ("robust", "paper", "answers"):
-            cells.append(_mean(r["rules"][rule]["f1"] for r in took))
-        lines.append(_row([*cells, str(len(found) - len(took))]))
+            cells.append(mean(r["rules"][rule]["f1"] for r in took))
+        lines.append(row([*cells, str(len(found) - len(took))]))
     return "\n".join(lines) + "\n\n" + ANSWERS_NOTE
 
 
@@ -85,24 +75,24 @@ an ordinary answer as target ("yes") does not.
 
 def _refit(results: list[Result]) -> str:
     done = [r for r in results if "refit" in r and attack_took(r)]
-    groups = _by(done, _what)
+    groups = by(done, _what)
     lines = [
         "| set | poison | recipe | runs | ASR before | ASR after | CP after | CP truly clean rows |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (task, rate, recipe), found in groups:
         cells = [task, f"{rate:.0%}", recipe, str(len(found))]
-        cells.append(_mean(r["attack"]["asr"] for r in found))
-        cells.append(_mean(r["refit"]["asr"] for r in found))
-        cells.append(_mean(r["refit"]["clean"] for r in found))
-        cells.append(_mean(r["truly_clean"] for r in found))
-        lines.append(_row(cells))
+        cells.append(mean(r["attack"]["asr"] for r in found))
+        cells.append(mean(r["refit"]["asr"] for r in found))
+        cells.append(mean(r["refit"]["clean"] for r in found))
+        cells.append(mean(r["truly_clean"] for r in found))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 
 def _clean(results: list[Result]) -> str:
     quiet = [r for r in results if r["cell"]["trigger"] in ("none", "resize-only")]
-    groups = _by(quiet, lambda r: (r["cell"]["task"], r["cell"]["trigger"]))
+    groups = by(quiet, lambda r: (r["cell"]["task"], r["cell"]["trigger"]))
     lines = [
         "| set | pictures | runs | outcome clean, robust | rows removed, robust | paper: clean | paper: removed |",
         "|---|---|---|---|---|---|---|",
@@ -113,7 +103,7 @@ def _clean(results: list[Result]) -> str:
             got = [r["rules"][rule] for r in found]
             cells.append(f"{sum(g['outcome'] == 'clean' for g in got)} of {len(got)}")
             cells.append(f"{sum(g['flagged'] for g in got) / sum(g['rows'] for g in got):.2%}")
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -126,7 +116,7 @@ def _runs(results: list[Result]) -> str:
         c, a, robust = r["cell"], r["attack"], r["rules"]["robust"]
         poisoned = robust["f1"] is not None
         lines.append(
-            _row(
+            row(
                 [
                     _what(r)[0],
                     c["trigger"],
@@ -157,7 +147,7 @@ def _speed(speed: Result) -> str:
     words = ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)
     lines = [f"One run of `python -m gazeguard.bench.speed` ({words}).\n"]
     lines += ["| figure | value | target |", "|---|---|---|"]
-    lines += [_row([f["name"], f["text"], f["target"]]) for f in speed["figures"]]
+    lines += [row([f["name"], f["text"], f["target"]]) for f in speed["figures"]]
     return "\n".join(lines) + "\n"
 
 
@@ -169,29 +159,11 @@ def _what(result: Result) -> tuple[str, float, str]:
     return name, cell["rate"], cell["recipe"]
 
 
-def _by(results: list[Result], key: Callable[[Result], Any]) -> list[tuple[Any, list[Result]]]:
-    groups: dict[Any, list[Result]] = defaultdict(list)
-    for result in results:
-        groups[key(result)].append(result)
-    return sorted(groups.items())
-
-
-def _mean(values: Iterable[float]) -> str:
-    numbers = list(values)
-    if not numbers:
-        return "-"
-    mean, half = mean_interval(numbers)
-    return f"{mean:.3f}" if len(numbers) < 2 else f"{mean:.3f} ± {half:.3f}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def main(results: Path, out: Path) -> None:
     """Write the page."""
     speed = results / "speed.json"
-    made = page(read(results), json.loads(speed.read_text("utf-8")) if speed.exists() else None)
+    measured = json.loads(speed.read_text("utf-8")) if speed.exists() else None
+    made = page(read(results / "bye"), measured, read(results / "guard"))
     out.write_text(made, encoding="utf-8")
 
 
