@@ -61,7 +61,7 @@ def attention_backend(target: Target) -> str:
 
 def provenance(
     target: Target,
-    dataset: Dataset,
+    dataset: Dataset | None,
     *,
     arguments: Mapping[str, Any],
     seed: int,
@@ -70,24 +70,28 @@ def provenance(
 
     Args:
         target: the model that was watched.
-        dataset: the data it was shown.
+        dataset: the data it was shown, or None when it was not a data set.
         arguments: options of the run by name, as they took effect.
         seed: of every random choice.
     """
     return {
         **environment(),
         "model": fingerprint(target),
-        "data": {
-            "path": str(dataset.path),
-            "format": dataset.format,
-            "rows": dataset.count(),
-            "fingerprint": dataset.fingerprint(),
-        },
+        "data": None if dataset is None else _data(dataset),
         "device": _device_name(target),
         "dtype": str(target.base.dtype).removeprefix("torch."),
         "attention": attention_backend(target),
         "seed": seed,
         "arguments": {name: _plain(value) for name, value in arguments.items()},
+    }
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": str(dataset.path),
+        "format": dataset.format,
+        "rows": dataset.count(),
+        "fingerprint": dataset.fingerprint(),
     }
 
 

@@ -119,6 +119,20 @@ def test_errors_become_one_sentence(
         run([])
 
 
+def test_a_reader_that_leaves_is_no_flagged_run() -> None:
+    """In a process of its own: click takes stdout out of use."""
+    code = "import sys; from gazeguard.cli.main import main; sys.argv[1:] = ['--help']; main()"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    writer.stdout.close()
+    _, said = writer.communicate()
+    assert writer.returncode == 2
+    assert said.startswith("Error: Broken pipe: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("outcome", "fail_on", "code"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from gazeguard.cli._options import fail_on_option, images_option, load_target, m
 from gazeguard.cli._terminal import NORMAL, narrated
 
 if TYPE_CHECKING:
+    from gazeguard.data.dataset import Dataset
     from gazeguard.guarding import Guard, GuardVerdict
     from gazeguard.guarding.answer import Guarded
     from gazeguard.types import Sample, SkippedRow
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     Row = Sample | SkippedRow
 
 _FILE = click.Path(path_type=Path)
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(
@@ -66,6 +68,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
 @model_options
+@click.option("--html-output", type=_OUTPUT, metavar="FILE", help="Write a report as a page.")
+@click.option("--json-output", type=_OUTPUT, metavar="FILE", help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print answer and verdict as JSON.")
 @fail_on_option()
 @click.pass_context
@@ -84,6 +88,8 @@ def guard(
     heatmap: Path | None,
     max_new_tokens: int,
     batch_size: int,
+    html_output: Path | None,
+    json_output: Path | None,
     as_json: bool,
     fail_on: frozenset[str],
     **model_kwargs: Any,
@@ -100,19 +106,36 @@ def guard(
     from gazeguard.types import Outcome
 
     options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
+    files = _files(html_output, json_output, (data, image))
+    seen, finished = set(), False
     with narrated(NORMAL):
+        asked: Dataset | Sample
         if image is not None and prompt is not None:
-            rows: Iterator[Row] = iter([_sample(image, prompt)])
+            asked = _sample(image, prompt)
+            rows: Iterator[Row] = iter([asked])
         else:
-            rows = _rows(data, images, limit)
+            asked = _dataset(data, images)
+            rows = asked.rows(None if limit is None else range(limit).__contains__)
         loaded = Guard.load(guard_folder, load_target(model, **model_kwargs))
-        seen = set()
-        for row, found in _answered(loaded, rows, batch_size, options):
-            seen.add("inconclusive" if isinstance(found, str) else str(found.verdict.outcome))
-            if data is not None:
-                click.echo(json.dumps(_line(row, found)))  # click flushes every line
-            else:
-                _show(row, found, as_json, heatmap)
+        record, write = _report(
+            loaded,
+            files,
+            asked,
+            {**options, "guard": guard_folder, "batch_size": batch_size, "limit": limit},
+        )
+        try:
+            for row, found in _answered(loaded, rows, batch_size, options):
+                record(row, found)
+                seen.add("inconclusive" if isinstance(found, str) else str(found.verdict.outcome))
+                if data is not None:
+                    click.echo(json.dumps(_line(row, found)))  # click flushes every line
+                else:
+                    _show(row, found, as_json, heatmap)
+            finished = True
+        finally:
+            write(finished)
+    for path in files.values():
+        click.echo(f"Report: {path}", err=True)
     worst = next((o for o in ("flagged", "inconclusive") if o in seen), "clean")
     ctx.exit(_errors.outcome_code(Outcome(worst), fail_on))
 
@@ -134,12 +157,61 @@ def _sample(image: Path, prompt: str) -> Sample:
     return Sample(0, content_id(turns, encoded), pictures, turns)
 
 
-def _rows(data: Path | None, images: Path | None, limit: int | None) -> Iterator[Row]:
+def _dataset(data: Path | None, images: Path | None) -> Dataset:
     from gazeguard.data.read import open_dataset
 
     assert data is not None, "either a picture or a data set was given"
-    dataset = open_dataset(data, images=images)
-    return dataset.rows(None if limit is None else range(limit).__contains__)
+    return open_dataset(data, images=images)
+
+
+def _files(
+    html: Path | None, as_json: Path | None, inputs: tuple[Path | None, ...]
+) -> dict[str, Path]:
+    """The wanted reports by format; none may lie on the input or on another."""
+    files = {name: path for name, path in (("html", html), ("json", as_json)) if path is not None}
+    taken = {path.resolve() for path in inputs if path is not None}
+    for path in files.values():
+        if path.resolve() in taken:
+            raise click.UsageError(f"{path} is taken already: choose another file for the report.")
+        taken.add(path.resolve())
+    return files
+
+
+def _report(
+    guard: Guard,
+    files: dict[str, Path],
+    asked: Dataset | Sample,
+    arguments: dict[str, Any],
+) -> tuple[Callable[[Row, Guarded | str], None], Callable[[bool], None]]:
+    """What takes a request for the reports, and what writes them; both idle without files.
+
+    They are written once before the first request: a file that cannot be written ends the run
+    there, and a run that is killed leaves one that says so.
+    """
+    if not files:
+        return (lambda row, found: None), (lambda finished: None)
+    from gazeguard.provenance import provenance
+    from gazeguard.report.files import write_atomic
+    from gazeguard.report.guard import Recorder, render_html, render_json
+    from gazeguard.types import Sample
+
+    dataset = None if isinstance(asked, Sample) else asked
+    recorder = Recorder(guard, arguments["mode"])
+    origin = provenance(guard.target, dataset, arguments=arguments, seed=guard.seed)
+
+    def reread(wanted: Collection[int]) -> Iterator[Sample]:
+        rows = iter([asked]) if dataset is None else dataset.rows(wanted.__contains__)
+        return (row for row in rows if isinstance(row, Sample))
+
+    def write(finished: bool) -> None:
+        report = recorder.report(origin, finished=finished)
+        if "html" in files:
+            write_atomic(files["html"], render_html(report, reread))
+        if "json" in files:
+            write_atomic(files["json"], render_json(report))
+
+    write(False)
+    return recorder.add, write
 
 
 def _answered(

@@ -194,6 +194,11 @@ class Guard:
         """
         return Watch(self, mode, encoded, fail_closed)
 
+    @property
+    def source(self) -> str:
+        """Where the threshold comes from, in words."""
+        return f"split conformal on {len(self.calibration)} clean inputs, alpha {self.alpha:g}"
+
     # What a watch and its sessions ask.
 
     @cached_property
@@ -220,7 +225,7 @@ class Guard:
         """The verdict of a measured input."""
         p = float(p_values(self.calibration, [score])[0])
         return judged(
-            score, p, self.threshold, self.alpha, self._source, {"model": self.fingerprint["id"]}
+            score, p, self.threshold, self.alpha, self.source, {"model": self.fingerprint["id"]}
         )
 
     def unjudged(self, reason: str, *, applicable: bool = True) -> GuardVerdict:
@@ -229,7 +234,7 @@ class Guard:
             reason,
             self.threshold,
             self.alpha,
-            self._source,
+            self.source,
             {"model": self.fingerprint["id"]},
             applicable=applicable,
         )
@@ -268,10 +273,6 @@ class Guard:
         if self.widens:
             return widest(evidence, image, grids, WIDENING[look])
         return above_tau(evidence, image, self.setting.prune)
-
-    @property
-    def _source(self) -> str:
-        return f"split conformal on {len(self.calibration)} clean inputs, alpha {self.alpha:g}"
 
 
 def _other_model(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ whatever would slip through.
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from gazeguard.report.files import write_atomic
 from gazeguard.report.json import jsonable
 from gazeguard.report.model import CleanReport, Thumbnails, headline
 from gazeguard.report.page import page_data, page_text
-from gazeguard.report.template import asset, environment, policy
+from gazeguard.report.template import asset, environment, policy, script
 
 MAX_ROWS = 500
 MAX_GALLERY = 12
 
-_SCRIPTS = ("base.js", "charts.js", "heat.js", "table.js")
-
-
-@cache
-def _script() -> str:
-    body = "\n".join(asset(name) for name in _SCRIPTS)
-    return f'(() => {{\n"use strict";\n{body}\n}})();'
+_SCRIPTS = ("base.js", "plot.js", "charts.js", "heat.js", "table.js", "removed.js")
 
 
 def embeddable(value: Any) -> str:
@@ -55,13 +48,13 @@ def render_html(
         max_rows: rows in the table, the most suspicious first.
         max_gallery: rows shown large with their heat maps.
     """
-    script, style = _script(), asset("report.css")
+    code, style = script(*_SCRIPTS), asset("report.css")
     data = page_data(report, thumbnails, max_rows=max_rows, max_gallery=max_gallery)
     page = environment().get_template("report.html")
     return page.render(
         headline=headline(report),
-        policy=policy(script, style),
-        script=script,
+        policy=policy(code, style),
+        script=code,
         style=style,
         data=embeddable(data),
         version=__version__,

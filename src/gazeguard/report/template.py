@@ -17,6 +17,13 @@ def asset(name: str) -> str:
     return resources.files("gazeguard.report").joinpath("templates", name).read_text("utf-8")
 
 
+@cache
+def script(*names: str) -> str:
+    """Script files of the templates folder as one; none can see what the browser's page holds."""
+    body = "\n".join(asset(name) for name in names)
+    return f'(() => {{\n"use strict";\n{body}\n}})();'
+
+
 def _source_hash(text: str) -> str:
     """The CSP source expression that admits exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

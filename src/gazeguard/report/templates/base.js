@@ -1,4 +1,4 @@
-// Shared by the parts below; the four files run as one script.
+// Shared by the parts below; a page's files run as one script.
 const DATA = JSON.parse(document.getElementById("report-data").textContent);
 const whole = new Intl.NumberFormat("en-US");
 const byId = (id) => document.getElementById(id);

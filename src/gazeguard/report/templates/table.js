@@ -1,9 +1,15 @@
-// The table of removed rows: filter, sort and pages over the embedded rows.
+// A table over the embedded rows: filter, sort and pages. `makeRow` gives a row its cells.
 const PAGE_ROWS = 25;
 
-function suspicionText(value) {
-  if (value === null) return "–";
-  return value > 0.999 && value < 1 ? "> 0.999" : value.toFixed(3);
+function imageCell(row) {
+  const image = row.image
+    ? make("img", { src: row.image, alt: `Image of row ${whole.format(row.row)}` })
+    : make("span", { class: "no-image" }, "no image");
+  return make("td", { role: "cell", class: "c-image" }, image);
+}
+
+function numberCell(row) {
+  return make("th", { role: "rowheader", scope: "row", class: "c-row", title: row.id }, whole.format(row.row));
 }
 
 function textCell(kind, text, missing) {
@@ -13,33 +19,22 @@ function textCell(kind, text, missing) {
   return cell;
 }
 
-function tableRow(row) {
-  const image = row.image
-    ? make("img", { src: row.image, alt: `Image of row ${whole.format(row.row)}` })
-    : make("span", { class: "no-image" }, "no image");
-  const bar = make("meter", { min: 0, max: 1, value: row.suspicion ?? 0, "aria-hidden": "true" });
-  return make(
-    "tr", { role: "row" },
-    make("td", { role: "cell", class: "c-image" }, image),
-    make("th", { role: "rowheader", scope: "row", class: "c-row", title: row.id }, whole.format(row.row)),
-    textCell("prompt", row.prompt, "(no prompt)"),
-    textCell("answer", row.answer, "(no answer)"),
-    make("td", { role: "cell", class: "c-suspicion" }, make("span", {}, suspicionText(row.suspicion)), bar),
-  );
-}
-
-function startTable() {
+function startTable(makeRow, key) {
   const body = byId("rows");
   if (!body) return;
   const filter = byId("filter");
+  const outcome = byId("outcome"); // not on every page
   const [previous, next] = [byId("previous"), byId("next")];
   const texts = new Map(DATA.rows.map((row) => [row, `${row.prompt}\n${row.answer}`.toLocaleLowerCase()]));
-  const state = { key: "suspicion", ascending: false, page: 0 };
+  const state = { key, ascending: false, page: 0 };
 
   function matching() {
     const wanted = filter.value.trim().toLocaleLowerCase();
     const number = wanted.replaceAll(",", "");
-    const rows = DATA.rows.filter((row) => !wanted || texts.get(row).includes(wanted) || `${row.row}` === number);
+    const rows = DATA.rows.filter(
+      (row) => (!outcome?.value || row.outcome === outcome.value)
+        && (!wanted || texts.get(row).includes(wanted) || `${row.row}` === number),
+    );
     const sign = state.ascending ? 1 : -1;
     return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || a.row - b.row);
   }
@@ -49,10 +44,10 @@ function startTable() {
     const pages = Math.max(1, Math.ceil(rows.length / PAGE_ROWS));
     state.page = Math.min(state.page, pages - 1);
     const first = state.page * PAGE_ROWS;
-    body.replaceChildren(...rows.slice(first, first + PAGE_ROWS).map(tableRow));
+    body.replaceChildren(...rows.slice(first, first + PAGE_ROWS).map(makeRow));
     byId("no-match").hidden = rows.length > 0;
     byId("page").textContent = `Page ${whole.format(state.page + 1)} of ${whole.format(pages)}`;
-    byId("found").textContent = filter.value.trim()
+    byId("found").textContent = filter.value.trim() || outcome?.value
       ? `${whole.format(rows.length)} of ${whole.format(DATA.rows.length)} rows match`
       : `${whole.format(rows.length)} ${rows.length === 1 ? "row" : "rows"}`;
     // aria-disabled keeps the focus where it is when the last page is reached.
@@ -79,12 +74,13 @@ function startTable() {
       update();
     });
   }
-  filter.addEventListener("input", () => {
-    state.page = 0;
-    update();
-  });
+  for (const control of [filter, outcome]) {
+    control?.addEventListener("input", () => {
+      state.page = 0;
+      update();
+    });
+  }
   previous.addEventListener("click", () => turn(-1, previous));
   next.addEventListener("click", () => turn(1, next));
   update();
 }
-startTable();
