@@ -5,6 +5,7 @@ A verb's module is imported when it is used, so `--help` and `--version` stay fa
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ VERBS = {
     "doctor": "Show what this machine offers and what is missing.",
     "guard": "Ask a model under its guard: judged, and disarmed when a trigger is active.",
     "lab": "Make tiny models, poisoned sets and fine-tunes with the truth known.",
-    "scan": "Say whether somebody planted a backdoor in a text encoder, or in a list of them.",
+    "scan": "Say whether somebody planted a backdoor in a model, an adapter or a text encoder.",
+    "serve": "Serve a model to OpenAI clients, every request judged by its guard.",
 }
 
 
@@ -68,6 +70,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except click.Abort:
         click.echo("Interrupted.", err=True)
         return _errors.INTERRUPTED
+    except SystemExit:  # click's end when nobody reads stdout any more, with the code for "flagged"
+        click.echo(f"Error: {_errors.sentence(BrokenPipeError(errno.EPIPE, ''))}", err=True)
+        return _errors.USAGE
     except (GazeguardError, OSError) as error:
         if os.environ.get("GAZEGUARD_DEBUG"):
             raise

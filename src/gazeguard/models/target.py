@@ -102,7 +102,7 @@ class Target:
 
     def prompt(self, sample: Sample) -> Prompt:
         """Write one sample's prompt; raises `RowError` for a sample that has none."""
-        return write_prompt(self.family, self.processor, sample, self._reserved)
+        return write_prompt(self.family, self.processor, sample, self.reserved)
 
     def encode(
         self, samples: Sequence[Sample], padding_side: Literal["left", "right"] = "left"
@@ -149,7 +149,7 @@ class Target:
             raise RowError(f"row {sample.row}: {error}") from error
 
     @property
-    def _reserved(self) -> tuple[str, ...]:
+    def reserved(self) -> tuple[str, ...]:
         """Strings in a prompt that would be taken for an image or a video."""
         own = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         found = (getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video"))
