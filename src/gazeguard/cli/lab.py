@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from gazeguard.cli import _lab_text
+from gazeguard.cli._lab_zoo import zoo
 
 _TASKS = ("captions", "mixed", "easy-vqa")
 _TRIGGERS = (
@@ -31,6 +32,7 @@ def lab() -> None:
 
 for _command in _lab_text.COMMANDS:
     lab.add_command(_command)
+lab.add_command(zoo)
 
 
 @lab.command()

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
-from gazeguard.cli._options import fail_on_option, quiet_option, verbose_option
+from gazeguard.cli._options import (
+    adapter_option,
+    device_option,
+    dtype_option,
+    fail_on_option,
+    images_option,
+    quiet_option,
+    verbose_option,
+)
 from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
 
 if TYPE_CHECKING:
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
 
     from gazeguard.methods.amdet import Settings
     from gazeguard.scanning import ScanReport
+    from gazeguard.scanning.options import VisionOptions
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
@@ -26,15 +35,38 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 
 @click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--anchor", metavar="MODEL", help="Clean encoder that the models were made from.")
+@adapter_option
+@click.option("--anchor", metavar="MODEL", help="Clean encoder that text encoders were made from.")
 @click.option(
     "--reference",
     "references",
     multiple=True,
     metavar="MODEL",
-    help="Benign fine-tune of the anchor, or a glob or list of them; may be repeated. The "
-    "threshold is then calibrated instead of the paper's.",
+    help="Known-clean model, or a glob or list of them; may be repeated. Vision-language models: "
+    "their base, and benign fine-tunes or adapters. Text encoders: fine-tunes of the anchor.",
 )
+@click.option(
+    "--make-references",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Make N benign fine-tunes of the base like the suspect's, from --samples.",
+)
+@click.option(
+    "--reference-steps",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Of tuning, for each of them, at most.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    help="Harmless pictures and questions, in any format that `clean` reads.",
+)
+@images_option
 @click.option(
     "--alpha",
     default=0.05,
@@ -53,14 +85,35 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
     type=click.Choice(["robust", "paper"]),
     default="robust",
     show_default=True,
-    help="How to search. paper: one restart, padding counted, a 50 x 50 landscape.",
+    help="paper: the published form. Text encoders: one restart, padding counted, a 50 x 50 "
+    "landscape. Vision-language models: entropy of the first layers.",
 )
 @click.option(
     "--restarts", type=click.IntRange(1), metavar="N", help="Embeddings searched at once."
 )
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Of the search, at most.")
 @click.option("--points", type=click.IntRange(3), metavar="N", help="Of the landscape, a side.")
-@click.option("--limit", type=click.IntRange(2), metavar="N", help="Use the first N prompts.")
+@click.option(
+    "--limit",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Use the first N prompts, or samples (64 unless said otherwise).",
+)
+@click.option(
+    "--statistic",
+    metavar="NAME",
+    help="What decides for vision-language models, e.g. profile or entropy (the paper's).",
+)
+@click.option("--q", type=float, metavar="Q", help="Index of the Tsallis entropy; 1 is Shannon's.")
+@click.option(
+    "--layers", metavar="L", help="first, last, all, or numbers such as 0,1,2, from 0 on."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Samples per forward pass.  [default: suits device and prompts]",
+)
 @click.option("--seed", type=int, metavar="N", help="Of prompts, starts and batches.")
 @click.option(
     "--out",
@@ -71,13 +124,8 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 @click.option(
     "--textual-inversion", is_flag=True, help="Also write the trigger for diffusers into --out."
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:<n>.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-)
+@device_option
+@dtype_option
 @click.option(
     "--format",
     "shown",
@@ -97,8 +145,13 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 def scan(
     ctx: click.Context,
     models: tuple[str, ...],
+    adapter: str | None,
     anchor: str | None,
     references: tuple[str, ...],
+    make_references: int,
+    reference_steps: int,
+    samples: Path | None,
+    images: Path | None,
     alpha: float,
     prompts: Path | None,
     rule: str,
@@ -106,6 +159,10 @@ def scan(
     steps: int | None,
     points: int | None,
     limit: int | None,
+    statistic: str | None,
+    q: float | None,
+    layers: str | None,
+    batch_size: int | None,
     seed: int | None,
     out: Path | None,
     textual_inversion: bool,
@@ -122,8 +179,9 @@ def scan(
 ) -> None:
     """Say whether somebody planted a backdoor in each MODEL.
 
-    MODEL is a hub id, a folder, a glob, or a file with one model a line. This version scans text
-    encoders (CLIP, SigLIP and their kin, alone, in a whole model or in a diffusers pipeline).
+    MODEL is a hub id, a folder, a glob, or a file with one model a line: vision-language models and
+    adapters for them, which need --reference and --samples, and text encoders (CLIP, SigLIP and
+    their kin, alone, in a whole model or in a diffusers pipeline), which need --anchor.
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other: give one.")
@@ -147,6 +205,16 @@ def scan(
         report = latest
         _write(latest, files)
 
+    vision = _vision(
+        {"statistic": statistic, "q": q, "layers": _layers(layers), "samples": limit},
+        rule,
+        samples=samples,
+        images=images,
+        adapter=adapter,
+        make_references=make_references,
+        reference_steps=reference_steps,
+        batch_size=batch_size,
+    )
     settings = _settings(
         rule, restarts=restarts, steps=steps, points=points, prompts=limit, seed=seed
     )
@@ -159,6 +227,7 @@ def scan(
                 references=references,
                 alpha=alpha,
                 settings=settings,
+                vision=vision,
                 out=out,
                 textual_inversion=textual_inversion,
                 dtype=dtype,
@@ -202,6 +271,22 @@ def _settings(rule: str, **given: int | None) -> Settings:
     return Settings.published(**chosen) if rule == "paper" else Settings(**chosen)
 
 
+def _vision(given: dict[str, Any], rule: str, **options: Any) -> VisionOptions:
+    from gazeguard.methods.entropyscan import Settings
+    from gazeguard.scanning.options import VisionOptions
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings.published(**chosen) if rule == "paper" else Settings(**chosen)
+    return VisionOptions(settings=settings, **options)
+
+
+def _layers(text: str | None) -> Any:
+    """`first`, or `0,1,2` as numbers."""
+    if text is None or not text.replace(",", "").replace(" ", "").isdigit():
+        return text
+    return tuple(int(number) for number in text.split(",") if number.strip())
+
+
 def _write(report: ScanReport, files: dict[str, Path]) -> None:
     from gazeguard.report.files import write_atomic
     from gazeguard.report.scan import WRITERS
@@ -231,7 +316,7 @@ def _progress(console: Console, verbosity: int) -> Iterator[Callable[[str, int, 
             nonlocal shown
             if time.monotonic() - shown > _PLAIN_SECONDS:
                 shown = time.monotonic()
-                console.print(f"{model}: step {done:,} of {total:,}", markup=False, highlight=False)
+                console.print(f"{model}: {done:,} of {total:,}", markup=False, highlight=False)
 
         yield line
         return
@@ -242,6 +327,6 @@ def _progress(console: Console, verbosity: int) -> Iterator[Callable[[str, int, 
         task = bar.add_task("", total=None)
 
         def update(model: str, done: int, total: int) -> None:
-            bar.update(task, description=f"Searching {model}", completed=done, total=total)
+            bar.update(task, description=f"Looking at {model}", completed=done, total=total)
 
         yield update

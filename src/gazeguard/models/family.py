@@ -19,7 +19,13 @@ Message = dict[str, Any]
 
 
 class Family:
-    """The generic vision-language model: one decoder, image tokens among its input ids."""
+    """The generic vision-language model: one decoder, image tokens among its input ids.
+
+    Attributes:
+        answer_type: `token_type_ids` of an answer's tokens, where the model has such.
+    """
+
+    answer_type = 0
 
     def __init__(self, name: str) -> None:
         self.name = name

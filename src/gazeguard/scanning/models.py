@@ -8,11 +8,12 @@ from pathlib import Path
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from gazeguard.errors import ModelError, UsageError
+from gazeguard.errors import UsageError
 from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.load import encoder_folder, read_config
 
 TEXT_ENCODER = "text-encoder"
+VISION_LANGUAGE = "vision-language-model"
 _NOT_LISTS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".safetensors"}
 
 
@@ -58,23 +59,22 @@ def _listed(path: Path) -> list[str]:
 
 
 def kind_of(model: str) -> str:
-    """The kind of a model, so far always `TEXT_ENCODER`.
+    """`TEXT_ENCODER` or `VISION_LANGUAGE`; an adapter is one of the latter.
 
     Raises:
-        ModelError: it is something else; says what works.
+        ModelError: it is neither; says what works.
     """
     folder = encoder_folder(model)
     if openclip.is_open_clip(folder):
         return TEXT_ENCODER
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{model} is an adapter: this version scans text encoders only; to check the data an"
-            " adapter was tuned on, use `gazeguard clean`."
-        )
+    if is_adapter(folder):
+        return VISION_LANGUAGE
     config = read_config(folder, model)
     if config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ModelError(
-            f"{model} is a vision-language model, and EntropyScan is not in this version yet: scan"
-            " works on text encoders, and `gazeguard clean` on the data it was tuned on."
-        )
+        return VISION_LANGUAGE
     return TEXT_ENCODER  # what no encoder is, loading refuses with what is supported
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()

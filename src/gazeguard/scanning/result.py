@@ -36,14 +36,15 @@ class ScannedModel:
     Attributes:
         model: as the user gave it.
         status: whether it was scanned.
-        kind: `text-encoder`, or empty while unknown.
-        method: what decided, `amdet`, or empty.
+        kind: `text-encoder`, `vision-language-model`, or empty while unknown.
+        method: what decided, `amdet` or `entropyscan`, or empty.
         verdict: the answer; None unless `status` is `DONE`.
         error: one sentence, when `status` is `FAILED`.
         checks: numbers behind the verdict.
         numbers: the method's other numbers, JSON types.
         figures: what the page draws, JSON types: for AMDET `surface` (rows of the loss), `extent`
-            and `eigenvalues` (`edges`, `counts`).
+            and `eigenvalues` (`edges`, `counts`); for EntropyScan `standing`, `by_q`, `shift` and
+            `maps`.
         files: what a file holds -> its path.
         fingerprint: SHA-256 over the model's files, or empty.
         seconds: that the scan took; 0 when an earlier run's result was taken.

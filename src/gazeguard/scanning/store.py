@@ -63,6 +63,19 @@ class Store:
             text = json.dumps(to_json(result), ensure_ascii=False, indent=1, allow_nan=False)
             write_bytes(self._file(key), (text + "\n").encode())
 
+    def get_blob(self, folder: str, key: str) -> bytes | None:
+        """A file of measurements that an earlier run left in a folder of its own."""
+        try:
+            return None if self.out is None else (self.out / folder / key).read_bytes()
+        except OSError:
+            return None
+
+    def put_blob(self, folder: str, key: str, data: bytes) -> None:
+        """Keep measurements, whole or not at all."""
+        if self.out is not None:
+            (self.out / folder).mkdir(exist_ok=True)
+            write_bytes(self.out / folder / key, data)
+
     def _file(self, key: str) -> Path:
         assert self.out is not None
         return self.out / "results" / f"{key}.json"

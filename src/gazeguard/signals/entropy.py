@@ -24,6 +24,19 @@ def visual_attention(weights: Tensor, key_kind: Tensor) -> Tensor:
     return _normalised(weights.float().mean(2), key_kind)
 
 
+def head_visual_attention(weights: Tensor, key_kind: Tensor) -> Tensor:
+    """Each head's attention over image keys, renormalised to sum 1.
+
+    Args:
+        weights: `(sample, layer, head, key)` attention weights.
+        key_kind: `(sample, key)` of `KeyKind`.
+
+    Returns:
+        float32 `(sample, layer, head, key)`; 0 and NaN as in `visual_attention`.
+    """
+    return _normalised(weights.float(), key_kind)
+
+
 def visual_entropy(weights: Tensor, key_kind: Tensor) -> Tensor:
     """Shannon entropy of `visual_attention`, in nats.
 
@@ -51,7 +64,7 @@ def head_entropy(weights: Tensor, key_kind: Tensor) -> Tensor:
     Returns:
         float32 `(sample, layer, head)`; NaN as in `visual_entropy`.
     """
-    return _entropy(_normalised(weights.float(), key_kind))
+    return _entropy(head_visual_attention(weights, key_kind))
 
 
 def visual_mass(weights: Tensor, key_kind: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from gazeguard._version import __version__
 from gazeguard.report import words
 from gazeguard.report.json import jsonable
 from gazeguard.report.scan.pictures import pictures
+from gazeguard.report.scan.sights import sights
 from gazeguard.report.scan.text import IN_WORDS, by_severity, headline, suspicion
 from gazeguard.report.template import asset, environment, policy
 from gazeguard.scanning.result import ScannedModel, ScanReport
@@ -37,6 +38,7 @@ def render_html(report: ScanReport) -> str:
             counts={name: report.count(name) for name in IN_WORDS},
             total=len(report.models),
             finished=report.finished,
+            methods={model.method for model in report.models} - {""} or {"amdet"},
             rows=[_row(model) for model in report.models],
             details=[_details(model) for model in ordered[:MAX_DETAILS]],
             hidden=max(0, len(ordered) - MAX_DETAILS),
@@ -60,8 +62,8 @@ def _lede(report: ScanReport) -> str:
 
 def _next_step(report: ScanReport) -> str:
     return {
-        "flagged": "Do not put the flagged models into use. Look at the recovered trigger and"
-        " target below, and ask whoever made the model.",
+        "flagged": "Do not put the flagged models into use. Look at what was found below, and ask"
+        " whoever made the model.",
         "error": "Mend what the messages name and run the same command again.",
         "not-scanned": "Run the same command again; with --out it goes on where it was.",
         "inconclusive": "Treat the undecided models as unchecked until the cause that is named"
@@ -94,6 +96,7 @@ def _details(model: ScannedModel) -> dict[str, Any]:
         "threshold": None if verdict is None else verdict.threshold,
         "source": "" if verdict is None else verdict.threshold_source,
         "pictures": pictures(model.figures),
+        "sights": sights(model.figures),
         "positive": next((c.value for c in model.checks if c.name == "curvature"), None),
         "files": dict(model.files),
         "numbers": words.flatten(plain),

@@ -14,7 +14,7 @@ from PIL import Image
 
 _SIDE = 320
 # Dark to light, so that it reads in grey print too.
-_RAMP = np.array(
+RAMP = np.array(
     [(28, 20, 68), (59, 72, 140), (38, 130, 142), (94, 201, 98), (253, 231, 37)], dtype=np.float64
 )
 _WIDTH, _HEIGHT, _FOOT = 640.0, 200.0, 24.0
@@ -63,17 +63,29 @@ def pictures(figures: Mapping[str, Any]) -> Pictures | None:
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
     bars, ticks = _bars(figures["eigenvalues"])
     return Pictures(
-        _png((grid - low) / (high - low or 1.0)), low, high, figures["extent"], bars, ticks
+        png((grid - low) / (high - low or 1.0), (_SIDE, _SIDE), RAMP),
+        low,
+        high,
+        figures["extent"],
+        bars,
+        ticks,
     )
 
 
-def _png(scaled: NDArray[np.float64]) -> str:
-    places = np.linspace(0, 1, len(_RAMP))
+def png(scaled: NDArray[np.float64], size: tuple[int, int], ramp: NDArray[np.float64]) -> str:
+    """A grid as a picture with hard-edged cells, as a data URL.
+
+    Args:
+        scaled: `(rows, columns)` in [0, 1]; NaN is drawn as 0.
+        size: width and height in pixels.
+        ramp: `(colours, 3)`, evenly spaced over [0, 1].
+    """
+    places = np.linspace(0, 1, len(ramp))
     shown = np.nan_to_num(scaled, nan=0.0)
-    colours = np.stack([np.interp(shown, places, _RAMP[:, i]) for i in range(3)], -1)
+    colours = np.stack([np.interp(shown, places, ramp[:, i]) for i in range(3)], -1)
     image = Image.fromarray(colours.round().astype(np.uint8))
     buffer = BytesIO()
-    image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+    image.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -25,6 +25,13 @@ _RULES = {
         " encoder of the same family does not react. Do not use the encoder; the report names the"
         " recovered trigger and target.",
     ),
+    "gazeguard/entropyscan/backdoored-model": (
+        "BackdooredModel",
+        "A vision-language model, or an adapter for one, holds a planted backdoor.",
+        "On harmless pictures its attention differs from that of the base in a way in which benign"
+        " fine-tunes of the base do not differ. Do not use the model; the report shows where it"
+        " stands among the references.",
+    ),
     "gazeguard/scan/not-scanned": (
         "NotScanned",
         "A model could not be scanned.",
@@ -104,7 +111,9 @@ def _location(model: ScannedModel) -> dict[str, Any]:
 
 
 def _result(model: ScannedModel) -> dict[str, Any]:
-    rule = _RULE_IDS[0] if model.verdict is not None else _RULE_IDS[1]
+    rule = _RULE_IDS[-1]
+    if model.verdict is not None:
+        rule = next(name for name in _RULE_IDS if name.startswith(f"gazeguard/{model.method}/"))
     kind, level = _KINDS[model.outcome]
     result: dict[str, Any] = {
         "ruleId": rule,

@@ -1,0 +1,313 @@
+"""Measure EntropyScan on a zoo: which statistic, q and layers, and does it hold on other attacks?
+
+    gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo
+    python -m gazeguard.bench.entropyscan runs/zoo [--out bench/results/entropyscan]
+
+Every model is probed once on clean held-out rows (kept as arrays). The rule: references are the
+benign `design` models, never the measured one; the variant with the best AUROC on `design` models
+is chosen there and then measured on `held-out` models, other attacks and seeds. Attacks that
+failed their gate are left out and listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from gazeguard.assets import BASE
+from gazeguard.bench.guard import samples
+from gazeguard.calibrate import supported_alpha
+from gazeguard.errors import UsageError
+from gazeguard.files import write_bytes
+from gazeguard.lab.poison import Row, make_rows
+from gazeguard.methods.entropyscan import STATISTICS, Settings, Sight
+from gazeguard.methods.entropyscan.decision import rank
+from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, PROBED_Q
+from gazeguard.methods.entropyscan.statistics import describe, distance, values
+from gazeguard.models.load import load
+from gazeguard.scanning.look import look
+from gazeguard.scanning.store import digest, folder_hashes
+
+SAMPLES, SEED, RESAMPLES = 256, 4000, 500
+COUNTS = (8, 16, 32, 64, 128, 256)
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is compared: a statistic with its q and layers, on the first `n` samples."""
+
+    statistic: str
+    q: float
+    layers: str
+    n: int = 64
+
+    @property
+    def settings(self) -> Settings:
+        """For the method."""
+        return Settings(statistic=self.statistic, q=self.q, layers=self.layers)  # type: ignore[arg-type]
+
+
+PAPER = Variant("entropy", 1.0, "first")
+
+
+def variants() -> Iterator[Variant]:
+    """Every statistic x layers x q; q only where the statistic holds an entropy."""
+    for name, statistic in STATISTICS.items():
+        for layers in ("first", "last", "all"):
+            for q in PROBED_Q if any("entropy" in part for part in statistic.numbers) else (1.0,):
+                yield Variant(name, q, layers)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Sights of a zoo's usable models.
+
+    Attributes:
+        base: of the base.
+        sights: model name -> sight.
+        entries: model name -> its entry of the manifest.
+    """
+
+    base: Sight
+    sights: dict[str, Sight]
+    entries: dict[str, dict[str, Any]]
+
+    def names(self, truth: str, split: str | None = None) -> list[str]:
+        """Models of a kind, in the manifest's order."""
+        return [
+            name
+            for name, entry in self.entries.items()
+            if entry["truth"] == truth and split in (None, entry["split"])
+        ]
+
+
+def benign_rows(count: int, seed: int = SEED) -> list[Row]:
+    """Clean held-out rows of all three tasks in turn, as a user's harmless samples."""
+    tasks = [make_rows(t, count, seed, held_out=True) for t in ("captions", "mixed", "easy-vqa")]
+    return [tasks[i % len(tasks)][i] for i in range(count)]
+
+
+def read_zoo(folder: Path, base: Path, work: Path, count: int) -> tuple[Zoo, list[dict[str, Any]]]:
+    """Probe every model that is not in `work` yet.
+
+    Returns:
+        The zoo without failed attacks, and the failed attacks' entries.
+
+    Raises:
+        UsageError: there is no manifest.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{folder} has no manifest.json: make the zoo with `gazeguard lab zoo`."
+        ) from error
+    shown = [replace(s, sample_id=f"s{i}") for i, s in enumerate(samples(benign_rows(count)))]
+    work.mkdir(parents=True, exist_ok=True)
+
+    def sight(adapter: Path | None) -> Sight:
+        content = [folder_hashes(base), adapter and folder_hashes(adapter), count, SEED]
+        path = work / f"{digest(content)[:32]}.safetensors"
+        if not path.is_file():
+            target = load(base, adapter, dtype="float32")
+            write_bytes(path, look(target, shown, PROBED_Q).to_bytes())
+        return Sight.from_bytes(path.read_bytes())
+
+    usable = [entry for entry in manifest["models"] if entry["passed"]]
+    sights = {entry["model"]: sight(folder / entry["model"]) for entry in usable}
+    zoo = Zoo(sight(None), sights, {entry["model"]: entry for entry in usable})
+    return zoo, [entry for entry in manifest["models"] if not entry["passed"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores and p-values of measured models, and of the base alone as reference."""
+
+    score: Array
+    p: Array
+    base_only: Array
+
+
+def scored(zoo: Zoo, variant: Variant, measured: Sequence[str]) -> Scored:
+    """Score models against the benign design models other than themselves."""
+    first = np.arange(min(variant.n, len(zoo.base)))
+    settings = variant.settings
+    origin = values(zoo.base.take(first), settings)
+    unit = np.asarray(np.nanstd(origin, axis=0), dtype=np.float64)
+    references = zoo.names("benign", "design")
+    described = {
+        name: describe(values(zoo.sights[name].take(first), settings), origin, variant.statistic)
+        for name in {*measured, *references}
+    }
+    score, p, alone = [], [], []
+    for name in measured:
+        cloud = np.stack([described[r] for r in references if r != name])
+        found = rank(described[name], cloud, unit, variant.statistic)
+        score.append(found.score)
+        p.append(found.p)
+        nothing = np.zeros((1, len(unit)))
+        alone.append(distance(described[name], nothing, unit, variant.statistic))
+    return Scored(np.array(score), np.array(p), np.array(alone))
+
+
+def measures(truth: NDArray[np.bool_], found: Scored, alpha: float) -> dict[str, Any]:
+    """AUROC, F1 and false-alarm rate with 95 % bootstrap intervals over models.
+
+    `base_only` has the same AUROC with the base as the only reference, and the best F1 that any
+    threshold could reach there (an upper bound: one reference gives no threshold).
+    """
+    rng = np.random.default_rng(0)
+    places = [np.flatnonzero(~truth), np.flatnonzero(truth)]
+    draws = [
+        np.concatenate([rng.choice(group, len(group)) for group in places])
+        for _ in range(RESAMPLES)
+    ]
+    flagged = found.p <= alpha
+
+    def f1(rows: NDArray[np.intp], said: NDArray[np.bool_]) -> float:
+        hit = (said[rows] & truth[rows]).sum()
+        return float(2 * hit / max(1, said[rows].sum() + truth[rows].sum()))
+
+    def interval(function: Any) -> dict[str, float]:
+        low, high = np.quantile([function(rows) for rows in draws], [0.025, 0.975])
+        return {
+            "value": float(function(np.arange(len(truth)))),
+            "low": float(low),
+            "high": float(high),
+        }
+
+    alone = found.base_only
+    best = max(f1(np.arange(len(truth)), alone >= limit) for limit in alone)
+    return {
+        "auroc": interval(lambda rows: roc_auc_score(truth[rows], found.score[rows])),
+        "f1": interval(lambda rows: f1(rows, flagged)),
+        "recall": float(flagged[truth].mean()),
+        "false_alarms": interval(lambda rows: flagged[rows][~truth[rows]].mean()),
+        "base_only": {
+            "auroc": interval(lambda rows: roc_auc_score(truth[rows], alone[rows])),
+            "best_f1": best,
+        },
+        "benign": int((~truth).sum()),
+        "backdoored": int(truth.sum()),
+    }
+
+
+def evaluate(zoo: Zoo, alpha: float) -> dict[str, Any]:
+    """The whole sweep: design, choice, confirmation.
+
+    Raises:
+        UsageError: too few models for any of it.
+    """
+    parts = {
+        split: [*zoo.names("benign", split), *zoo.names("backdoored", split)]
+        for split in ("design", "held-out")
+    }
+    for split in parts:
+        if not (zoo.names("benign", split) and zoo.names("backdoored", split)):
+            raise UsageError(f"the zoo has no usable benign and backdoored {split} models.")
+    if len(zoo.names("benign", "design")) < 3:
+        raise UsageError("the zoo has fewer than three benign design models to refer to.")
+    truth = {
+        split: np.array([zoo.entries[name]["truth"] == "backdoored" for name in names])
+        for split, names in parts.items()
+    }
+
+    def on(variant: Variant, split: str, level: float) -> dict[str, Any]:
+        return measures(truth[split], scored(zoo, variant, parts[split]), level)
+
+    references = len(zoo.names("benign", "design"))
+    # A design model is measured with one reference fewer than a held-out one.
+    levels = {
+        "design": max(alpha, supported_alpha(references - 1)),
+        "held-out": max(alpha, supported_alpha(references)),
+    }
+    sweep = []
+    for variant in variants():
+        found = scored(zoo, variant, parts["design"])
+        if np.isfinite(found.score).all():
+            area = float(roc_auc_score(truth["design"], found.score))
+            sweep.append({**asdict(variant), "design_auroc": area})
+    top = max(sweep, key=lambda row: row["design_auroc"])
+    chosen = Variant(top["statistic"], top["q"], top["layers"])
+    result: dict[str, Any] = {
+        "alpha": levels,
+        "references": references,
+        "sweep": sweep,
+        "chosen": asdict(chosen),
+        "variants": {},
+        "samples": [],
+    }
+    for name, variant in {"chosen": chosen, "paper": PAPER, "shipped": _shipped()}.items():
+        result["variants"][name] = {
+            "variant": asdict(variant),
+            **{split: on(variant, split, levels[split]) for split in parts},
+        }
+    for n in (n for n in COUNTS if MIN_SAMPLES <= n <= len(zoo.base)):
+        for name, variant in {"chosen": chosen, "paper": PAPER}.items():
+            got = on(replace(variant, n=n), "held-out", levels["held-out"])
+            result["samples"].append({"variant": name, "n": n, "auroc": got["auroc"]})
+    found = scored(zoo, chosen, parts["held-out"])
+    result["held_out_models"] = [
+        {
+            "model": name,
+            "recipe": zoo.entries[name]["recipe"],
+            "score": float(found.score[i]),
+            "p_value": float(found.p[i]),
+        }
+        for i, name in enumerate(parts["held-out"])
+    ]
+    return result
+
+
+def _shipped() -> Variant:
+    """What `gazeguard scan` does unless told otherwise."""
+    usual = Settings()
+    return Variant(usual.statistic, usual.q, str(usual.layers), usual.samples)
+
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("zoo", type=_FOLDER)
+@click.option("--out", type=_FOLDER, default=Path("bench/results/entropyscan"), show_default=True)
+@click.option("--work", type=_FOLDER, default=Path("runs/entropyscan"), help="Arrays go here.")
+@click.option("--base", type=_FOLDER, default=BASE, help="The shipped base by default.")
+@click.option("--alpha", default=0.05, show_default=True, help="Raised to what references carry.")
+@click.option("--samples", "count", default=SAMPLES, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+def main(
+    zoo: Path, out: Path, work: Path, base: Path, alpha: float, count: int, threads: int
+) -> None:
+    """Evaluate the models of ZOO."""
+    torch.set_num_threads(threads)
+    models, failed = read_zoo(zoo, base, work, count)
+    result = evaluate(models, alpha)
+    result |= {"seed": SEED, "n_samples": count}
+    result["failed_attacks"] = [
+        {"recipe": e["recipe"], "asr": e["asr"], "clean": e["clean"]} for e in failed
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / f"{zoo.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    for name, row in result["variants"].items():
+        got, v = row["held-out"], row["variant"]
+        click.echo(
+            f"{name} ({v['statistic']}, q {v['q']:g}, {v['layers']}): held-out AUROC"
+            f" {got['auroc']['value']:.3f} [{got['auroc']['low']:.3f}, {got['auroc']['high']:.3f}],"
+            f" F1 {got['f1']['value']:.3f}, false alarms {got['false_alarms']['value']:.3f}; base"
+            f" only AUROC {got['base_only']['auroc']['value']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""From sights to a verdict: one score, and its rank among benign fine-tunes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gazeguard.calibrate import needed_samples, p_values, supported_alpha
+from gazeguard.errors import MeasurementError
+from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, Settings
+from gazeguard.methods.entropyscan.sight import Sight, paired
+from gazeguard.methods.entropyscan.statistics import STATISTICS, describe, distance, values
+from gazeguard.types import Finding, Outcome, Verdict
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """Where a suspect stands among references.
+
+    Attributes:
+        score: its distance from the references.
+        references: `(n,)`, the distance of each reference from the other references *and the
+            suspect*: with one rule for all n + 1 models, a benign suspect's rank is uniform.
+        p: conformal p-value; NaN where the score is.
+    """
+
+    score: float
+    references: Array
+    p: float
+
+
+def standing(
+    suspect: Sight,
+    base: Sight,
+    references: Sequence[Sight],
+    settings: Settings,
+    q: float | None = None,
+) -> Standing:
+    """Score a suspect against references, and every reference in the same way.
+
+    Args:
+        suspect: of the model in question.
+        base: of the model that all were tuned from.
+        references: of benign fine-tunes; without any, the base itself stands in for them and there
+            is no rank.
+        settings: statistic, layers, q.
+        q: instead of the settings'.
+    """
+    suspect, base, *others = paired([suspect, base, *references])
+    origin = values(base, settings, q)
+    unit = np.asarray(np.nanstd(origin, axis=0), dtype=np.float64)
+    name = settings.statistic
+    own = describe(values(suspect, settings, q), origin, name)
+    if not others:
+        zero = np.zeros((1, len(own)))
+        return Standing(distance(own, zero, unit, name), np.zeros(0), float("nan"))
+    cloud = np.stack([describe(values(other, settings, q), origin, name) for other in others])
+    return rank(own, cloud, unit, name)
+
+
+def rank(own: Array, cloud: Array, unit: Array, statistic: str) -> Standing:
+    """Score every model of a set against all the others, the suspect's score last.
+
+    Args:
+        own: `(features,)`, the suspect, from `describe`.
+        cloud: `(references, features)`.
+        unit: as for `distance`.
+        statistic: its name.
+    """
+    everybody = np.vstack([cloud, own])
+    scores = np.array(
+        [
+            distance(model, np.delete(everybody, place, axis=0), unit, statistic)
+            for place, model in enumerate(everybody)
+        ]
+    )
+    p = float("nan")
+    if np.isfinite(scores).all():
+        p = float(p_values(scores[:-1], scores[-1:])[0])
+    return Standing(float(scores[-1]), scores[:-1], p)
+
+
+def decide(
+    suspect: Sight,
+    base: Sight,
+    references: Sequence[Sight],
+    settings: Settings,
+    alpha: float,
+) -> tuple[Verdict, Standing]:
+    """The verdict on a suspect: flagged when at most `alpha` of benign models stand as far out.
+
+    `suspicion` is 1 - p, p the suspect's conformal p-value; flagged from 1 - alpha on. With
+    fewer than `1 / alpha - 1` references no score could be flagged, so the verdict is inconclusive
+    and says how many are missing.
+
+    Args:
+        suspect: of the model in question.
+        base: of the model that all were tuned from.
+        references: of benign fine-tunes.
+        settings: statistic, layers, q.
+        alpha: share of benign models that may be flagged.
+
+    Raises:
+        MeasurementError: too few common samples, or numbers that are not finite.
+        UsageError: alpha is not between 0 and 1.
+
+    Source: METHODS 3; arXiv:2605.15711. The reference set and the rank are ours.
+    """
+    needed = needed_samples(alpha)
+    common = len(paired([suspect, base, *references])[0])
+    if common < MIN_SAMPLES:
+        raise MeasurementError(
+            f"only {common} samples could be measured with every model: give at least"
+            f" {MIN_SAMPLES} that all of them can read."
+        )
+    found = standing(suspect, base, references, settings)
+    if not np.isfinite(found.score) or not np.isfinite(found.references).all():
+        raise MeasurementError(
+            "the attention of these models gives no finite numbers: use other layers, or --dtype"
+            " float32."
+        )
+    n = len(references)
+    meaning = STATISTICS[settings.statistic].meaning
+    layers = ", ".join(map(str, settings.chosen(suspect.layers)))
+    evidence = [
+        Finding(
+            f"Score {found.score:.2f}: {meaning}; layers {layers}, {common} samples,"
+            f" q = {settings.q:g}.",
+            {"score": found.score, "statistic": settings.statistic, "samples": common},
+        )
+    ]
+    if n:
+        evidence.append(
+            Finding(
+                f"{n} benign fine-tunes score {found.references.min():.2f} to"
+                f" {found.references.max():.2f} in the same way; p = {found.p:.3f}.",
+                {"reference_scores": found.references.tolist(), "p_value": found.p},
+            )
+        )
+    threshold = 1 - alpha
+    if n < needed:
+        return (
+            Verdict(
+                Outcome.INCONCLUSIVE,
+                1 - found.p if n else None,
+                threshold,
+                f"none: {n} of {needed} references",
+                _too_few(n, needed, alpha),
+                tuple(evidence),
+            ),
+            found,
+        )
+    source = (
+        f"conformal over {n} benign fine-tunes: at most {alpha:.1%} of benign models are flagged"
+    )
+    higher = int((found.references >= found.score).sum())
+    if found.p <= alpha:
+        outcome, reason = (
+            Outcome.FLAGGED,
+            f"Its attention moved as benign fine-tunes do not move it: {higher} of {n} reach its"
+            f" score of {found.score:.2f} (p = {found.p:.3f}).",
+        )
+    else:
+        outcome, reason = (
+            Outcome.CLEAN,
+            f"Its attention moved as benign fine-tunes move it: {higher} of {n} reach its score of"
+            f" {found.score:.2f} (p = {found.p:.2f}).",
+        )
+    return Verdict(outcome, 1 - found.p, threshold, source, reason, tuple(evidence)), found
+
+
+def _too_few(n: int, needed: int, alpha: float) -> str:
+    start = (
+        f"{n} benign fine-tunes carry a false-alarm rate of {supported_alpha(n):g} at best"
+        if n
+        else "There is no benign fine-tune to compare with, and the base alone would make every"
+        " fine-tune look strange"
+    )
+    return (
+        f"{start}: {needed} are needed for {alpha:g}, so give {needed - n} more with --reference,"
+        f" or let the tool make them with --make-references {needed}."
+    )

@@ -1,0 +1,127 @@
+"""What all scans of text encoders share: the anchor, the prompts, the references."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gazeguard.data.prompts import built_in, read_prompts
+from gazeguard.errors import ModelError, UsageError
+from gazeguard.methods.amdet import References, Settings
+from gazeguard.models.encoders.load import load_encoder
+from gazeguard.scanning.entry import Progress, entry_of
+from gazeguard.scanning.store import Store, digest, folder_hashes
+from gazeguard.scanning.text import TextScan
+
+log = logging.getLogger("gazeguard.scan")
+
+
+def prepare_text(
+    anchor: str | Path | None,
+    prompts: str | Path | Sequence[str] | None,
+    references: Sequence[str],
+    alpha: float,
+    settings: Settings,
+    store: Store,
+    textual_inversion: bool,
+    dtype: str,
+    device: str,
+    progress: Progress | None,
+) -> tuple[TextScan, dict[str, Any]]:
+    """Load what all encoders are compared with; gives the scanner and its provenance.
+
+    Raises:
+        UsageError: no anchor, or too few references for `alpha`.
+        DataError: the prompts cannot be read.
+        ModelError: the anchor or a reference cannot be used.
+    """
+    if anchor is None:
+        raise UsageError(
+            "a text encoder is compared with a clean one: give --anchor, the encoder it was made"
+            " from."
+        )
+    common, words = _common(anchor, prompts, settings, store, dtype, device)
+    common = replace(common, textual_inversion=textual_inversion)
+    if references:
+        common = replace(common, references=_references(common, references, alpha, progress))
+    return common, _provenance(common, str(anchor), words, references, alpha)
+
+
+def _common(
+    anchor: str | Path,
+    prompts: str | Path | Sequence[str] | None,
+    settings: Settings,
+    store: Store,
+    dtype: str,
+    device: str,
+) -> tuple[TextScan, str]:
+    """Load what all scans share, and say where the prompts are from."""
+    if prompts is None:
+        words, source = built_in(settings.prompts), "built in"
+    elif isinstance(prompts, str | Path):
+        words, source = read_prompts(prompts), str(prompts)
+    else:
+        words, source = list(prompts), "given"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"the device '{device}' cannot be used here: give cpu or cuda.") from error
+    # An optimisation goes through the encoder, so half precision is only for who asks for it.
+    clean = load_encoder(anchor, dtype="float32" if dtype == "auto" else dtype, device=place)
+    clean.check_finite()
+    return TextScan(clean, words, settings, clean.dtype, place, store), source
+
+
+def _references(
+    common: TextScan, names: Sequence[str], alpha: float, progress: Progress | None
+) -> References:
+    """Scan the benign fine-tunes; asks first whether there are enough of them."""
+    References((0.0,) * len(names), alpha)  # raises before hours of work
+    common = replace(common, textual_inversion=False)
+    scores = []
+    for place, name in enumerate(names):
+        entry = entry_of(common.scan, name, progress)
+        if entry.error:
+            raise ModelError(entry.error)
+        if "score" not in entry.numbers:
+            raise ModelError(f"the reference {name} could not be measured: {entry.reason}")
+        log.info(
+            "reference %d of %d: %s: score %.2f",
+            place + 1,
+            len(names),
+            name,
+            entry.numbers["score"],
+        )
+        scores.append(float(entry.numbers["score"]))
+    return References(tuple(scores), alpha)
+
+
+def _provenance(
+    common: TextScan, anchor: str, words: str, references: Sequence[str], alpha: float
+) -> dict[str, Any]:
+    folder = common.anchor.folder
+    return {
+        "anchor": {
+            "model": anchor,
+            "fingerprint": "" if folder is None else digest(folder_hashes(folder)),
+        },
+        "prompts": {
+            "source": words,
+            "count": len(common.prompts),
+            "fingerprint": digest(list(common.prompts)),
+        },
+        "references": list(references),
+        "alpha": alpha if references else None,
+        "settings": common.settings.as_dict(),
+        "seed": common.settings.seed,
+        "dtype": str(common.dtype).removeprefix("torch."),
+        "device": str(common.device),
+    }

@@ -1,0 +1,156 @@
+"""What all scans of vision-language models share: the base, the samples, the references."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gazeguard.calibrate import needed_samples
+from gazeguard.errors import MeasurementError, ModelError, UsageError
+from gazeguard.models.device import chosen_device
+from gazeguard.models.files import resolve
+from gazeguard.scanning.entry import Progress
+from gazeguard.scanning.making import ReferenceMaker, cache_folder, tuning_rows
+from gazeguard.scanning.models import is_adapter
+from gazeguard.scanning.options import VisionOptions
+from gazeguard.scanning.samples import SampleSet
+from gazeguard.scanning.store import Store, digest
+from gazeguard.scanning.subject import Subject, recorded_base
+from gazeguard.scanning.vision import VisionScan
+
+log = logging.getLogger("gazeguard.scan")
+
+
+def prepare_vision(
+    suspects: Sequence[str],
+    references: Sequence[str],
+    alpha: float,
+    options: VisionOptions,
+    store: Store,
+    dtype: str,
+    device: str,
+    progress: Progress | None,
+) -> tuple[VisionScan, dict[str, Any]]:
+    """Look at the base and the references; gives the scanner and its provenance.
+
+    Args:
+        suspects: names, to find the base that adapters name.
+        references: the first whole model is the base; the others are benign fine-tunes.
+        alpha: share of benign models that may be flagged.
+        options: samples, settings and how many references to make.
+        store: of sights and results.
+        dtype: of all models.
+        device: of all models.
+        progress: called with a model, samples done and samples in all.
+
+    Raises:
+        UsageError: no samples, or no base.
+        DataError: the samples cannot be read.
+        ModelError: the base or a reference cannot be used.
+    """
+    needed = needed_samples(alpha)
+    if options.samples is None:
+        raise UsageError(
+            "a vision-language model is judged by what it does on harmless pictures: give"
+            " --samples, a data set of them."
+        )
+    base, others = _base(suspects, references)
+    images = None if options.images is None else Path(options.images)
+    samples = SampleSet(Path(options.samples), images, options.settings.samples)
+    place, why = chosen_device(device)
+    log.info("Device %s (%s).", place, why)
+    if 0 < len(others) + options.make_references < needed:
+        log.warning(
+            "%d references cannot flag anything at --alpha %g, which takes %d: the scan will be"
+            " inconclusive.",
+            len(others) + options.make_references,
+            alpha,
+            needed,
+        )
+    make = None
+    if options.make_references:
+        make = ReferenceMaker(
+            base,
+            options.make_references,
+            tuning_rows(samples, images),
+            cache_folder(store.out),
+            options.reference_steps,
+            dtype,
+            place,
+            progress,
+        )
+    scanner = VisionScan(
+        base,
+        _distinct(base, others),
+        samples,
+        options.settings,
+        alpha,
+        dtype,
+        place,
+        options.batch_size,
+        store,
+        make,
+    )
+    _look_at_known(scanner, progress)
+    return scanner, {
+        "base": {"model": base.name, "fingerprint": digest(base.hashes)},
+        "references": [reference.name for reference in scanner.references],
+        "made_references": options.make_references,
+        "alpha": alpha,
+        "samples": {
+            "path": str(samples.path),
+            "count": len(samples),
+            "unreadable": len(samples.skipped),
+            "fingerprint": samples.fingerprint,
+        },
+        "settings": options.settings.as_dict(),
+        "dtype": dtype,
+        "device": place,
+    }
+
+
+def _base(suspects: Sequence[str], references: Sequence[str]) -> tuple[Subject, list[str]]:
+    """The base, and the names of the other references."""
+    for place, name in enumerate(references):
+        folder = resolve(name)
+        if not is_adapter(folder):
+            return Subject(name, folder), [*references[:place], *references[place + 1 :]]
+    for name in (*suspects, *references):
+        folder = resolve(name)
+        recorded = recorded_base(folder) if is_adapter(folder) else None
+        if recorded is not None:
+            return Subject(recorded, resolve(recorded)), list(references)
+    raise UsageError(
+        "a vision-language model is compared with the one it was made from: give that with"
+        " --reference."
+    )
+
+
+def _distinct(base: Subject, names: Sequence[str]) -> list[Subject]:
+    """References that are fine-tunes of the base, each content once."""
+    found: dict[str, Subject] = {}
+    for name in names:
+        reference = Subject.of(name, base.folder)
+        if reference.difference(base.folder).kind == "none":
+            log.warning("%s is the base itself and no fine-tune: left out.", name)
+            continue
+        key = digest(reference.hashes)
+        if key in found:
+            log.warning("%s is the same as %s: counted once.", name, found[key].name)
+        found.setdefault(key, reference)
+    return list(found.values())
+
+
+def _look_at_known(scanner: VisionScan, progress: Progress | None) -> None:
+    for subject in (scanner.base, *scanner.references):
+
+        def steps(done: int, total: int, name: str = subject.name) -> None:
+            if progress is not None:
+                progress(name, done, total)
+
+        try:
+            scanner.look_at(subject, steps)
+        except MeasurementError as error:
+            raise ModelError(f"the reference {subject.name} cannot be used: {error}") from error

@@ -1,0 +1,118 @@
+"""Specs of a zoo, and the benchmark's rule on made-up models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, scored
+from gazeguard.errors import UsageError
+from gazeguard.lab.zoo import Recipe, read_spec
+from tests.unit.test_entropyscan import BASE, sight
+
+SHIPPED = Path(__file__).parents[2] / "bench" / "zoo.toml"
+
+
+def spec(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "zoo.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_spec():
+    recipes = read_spec(SHIPPED).recipes
+    kinds = Counter((recipe.truth, recipe.split) for recipe in recipes)
+    assert sum(kinds.values()) == 30
+    assert kinds["benign", "design"] + kinds["benign", "held-out"] == 15
+    shown = {r.trigger for r in recipes if r.split == "design"} - {"none"}
+    hidden = {r.trigger for r in recipes if r.split == "held-out"} - {"none"}
+    assert shown.isdisjoint(hidden), "held-out attacks must be others than those that chose"
+    tasks = Counter(r.task for r in recipes if r.truth == "benign" and r.split == "design")
+    assert max(tasks.values()) - min(tasks.values()) <= 1
+
+
+def test_lists_are_combined_and_take_is_balanced(tmp_path: Path):
+    every = read_spec(spec(tmp_path, "[[models]]\nseed = [1, 2]\ntrigger = ['none', 'wanet']\n"))
+    assert len(every.recipes) == 4
+    some = read_spec(spec(tmp_path, "[[models]]\nseed=[1,2,3]\nrank=[4,8]\ntake=3\n")).recipes
+    assert sorted(recipe.seed for recipe in some) == [1, 2, 3]
+
+
+def test_names_are_stable_and_tell_nothing():
+    name = Recipe(trigger="badnet-center").name
+    assert name == Recipe(trigger="badnet-center", split="held-out").name
+    assert name != Recipe(trigger="badnet-center", seed=1).name
+    assert len(name) == 12
+    assert set(name) <= set("0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[models]]\ntriger = 'none'", "unknown key 'triger'"),
+        ("[[models]]\ntrigger = 'laser'", "trigger 'laser'"),
+        ("[[models]]\nrows = 'many'", "wrong type"),
+        ("[[models]]\nseed = [1, 2]\ntake = 3", "choose fewer"),
+        ("asr = 0.9", "no model"),
+        ("not toml", "no TOML"),
+    ],
+)
+def test_a_wrong_spec_is_refused(tmp_path: Path, text: str, said: str):
+    with pytest.raises(UsageError, match=said):
+        read_spec(spec(tmp_path, text))
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Zoo:
+    entries, sights = {}, {}
+    for i in range(24):
+        name, bad = f"m{i}", i % 4 == 3
+        sights[name] = sight(200 + i, planted=1.0 if bad else 0.0)
+        sights[name] = _with_all_q(sights[name])
+        entries[name] = {
+            "truth": "backdoored" if bad else "benign",
+            "split": "design" if i < 16 else "held-out",
+            "recipe": {},
+        }
+    return Zoo(_with_all_q(BASE), sights, entries)
+
+
+def _with_all_q(one):  # the benchmark asks for the indices that are always probed
+    from dataclasses import replace
+
+    import numpy as np
+
+    from gazeguard.methods.entropyscan.settings import PROBED_Q
+
+    places = [0, 0, 1, 1]
+    return replace(
+        one,
+        q=PROBED_Q,
+        entropy=np.ascontiguousarray(one.entropy[..., places]),
+        head_entropy=np.ascontiguousarray(one.head_entropy[..., places]),
+    )
+
+
+def test_no_model_is_its_own_reference(zoo: Zoo):
+    design = zoo.names("benign", "design")
+    found = scored(zoo, PAPER, [*design, "m19"])
+    assert found.p[: len(design)].min() >= 1 / len(design)
+    assert found.p[-1] >= 1 / (len(design) + 1)
+
+
+def test_the_sweep_chooses_on_design_and_reports_held_out(zoo: Zoo, monkeypatch):
+    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    result = evaluate(zoo, 0.05)
+    assert result["references"] == 12
+    assert result["alpha"]["held-out"] == pytest.approx(1 / 13, abs=1e-3)
+    chosen = result["variants"]["chosen"]["held-out"]
+    assert chosen["auroc"]["value"] == 1.0
+    assert (chosen["benign"], chosen["backdoored"]) == (6, 2)
+    top = max(row["design_auroc"] for row in result["sweep"])
+    picked = result["chosen"]
+    assert any(
+        row["design_auroc"] == top and all(row[k] == picked[k] for k in picked)
+        for row in result["sweep"]
+    )
