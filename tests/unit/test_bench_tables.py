@@ -9,6 +9,7 @@ from gazeguard.bench.bye import cells, most_frequent_answer
 from gazeguard.bench.markdown import attack_took
 from gazeguard.bench.tables import main, page
 from gazeguard.lab.poison import TARGET, make_set
+from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,7 @@ def test_answer_baseline(task):
 
 def guarded(seed, asr_after, taken=True):
     got = {"auroc": 1.0, "tpr_at_1_fpr": 1.0, "false_alarms": 0.01}
+    got["fired"] = {"auroc": 1.0, "tpr_at_1_fpr": 1.0, "detected": 1.0, "n": 294}
     after = {"clean": 0.91, "triggered": 0.5, "asr": asr_after}
     return {
         "cell": {"task": "captions", "trigger": "wanet", "recipe": "projector", "seed": seed},
@@ -82,7 +84,7 @@ def guarded(seed, asr_after, taken=True):
         "attack": {"clean": 0.9, "asr": 0.99 if taken else 0.3, "n": 500},
         "truly_clean": 0.9,
         "before": {"clean": 0.92, "triggered": 0.0, "asr": 0.98},
-        "variants": {name: {**got, **after} for name in ("all", "paper")},
+        "variants": {name: {**got, **after} for name in (DEFAULT_SETTING, "paper")},
         "ablation": {"prune everybody": after},
     }
 
@@ -91,8 +93,8 @@ def test_the_guards_means_leave_failed_attacks_out():
     text = page([RUN], None, [guarded(0, 0.0), guarded(1, 0.02), guarded(2, 0.9, taken=False)])
     line = next(x for x in text.splitlines() if x.startswith("| captions | wanet | projector | 2"))
     cells_ = [c.strip() for c in line.strip("|").split("|")]
-    assert cells_[8].startswith("0.010 ")
+    assert cells_[10].startswith("0.010 ")
     assert cells_[-1] == "1"
-    worst = next(x for x in text.splitlines() if x.startswith("| all | 1.000"))
+    worst = next(x for x in text.splitlines() if x.startswith(f"| {DEFAULT_SETTING} | 1.000"))
     assert "| 0.020 |" in worst, "the worst of the runs that count"
     assert "-0.010" in worst, "clean answers lost"

@@ -53,6 +53,12 @@ def test_links_lead_somewhere():
                 assert (ROOT / name.parent / link).exists(), f"{name} links to {link}"
 
 
+def test_figures_of_the_readme_are_in_the_benchmark():
+    figures = re.findall(r"\d\.\d+ ± \d\.\d+", README)
+    assert len(figures) >= 10
+    assert not [f for f in figures if f not in DOCS[Path("docs/benchmark.md")]]
+
+
 def test_lab_commands_of_the_readme_parse():
     options = set(re.findall(r"(?:lab \w+|clean).*?(--[a-z-]+)", README.replace("\\\n", " ")))
     help_text = "".join(

@@ -89,7 +89,6 @@ def cells(seeds: int) -> Iterator[Cell]:
         yield Cell("easy-vqa", "badnet-center", 0.2, "longer", seed, target="yes")
         for rate in (0.01, 0.05, 0.2):
             yield Cell("captions", "badnet-center", rate, "long", seed)
-            yield Cell("mixed", "badnet-center", rate, "long", seed)
     for seed in range(seeds):
         for trigger in ATTACKS:
             yield Cell("captions", trigger, 0.1, "short", seed)

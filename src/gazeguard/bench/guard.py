@@ -54,7 +54,6 @@ VARIANTS: dict[str, Setting] = {
     "paper layers, log ratio": Setting("paper", "log-ratio", "whitened", "balanced"),
     "paper layers, ledoit-wolf": Setting("paper", "log-ratio", "ledoit-wolf", "balanced"),
     "auto layers": Setting("auto", "log-ratio", "whitened", "widen"),
-    "all layers, ratio": Setting("all", "ratio", "whitened", "widen"),
     "all layers, ledoit-wolf, tau": Setting("all", "log-ratio", "ledoit-wolf", "balanced"),
 }
 
@@ -243,6 +242,7 @@ class Workbench:
             "setting": asdict(guard.setting),
             "layers": list(guard.plan.layers),
             **separation(scores["clean"], scores["bad"]),
+            "fired": _fired(scores, before["bad"], guard.threshold),
             "false_alarms": float((scores["clean"] > guard.threshold).mean()),
             "detected": float((scores["bad"] > guard.threshold).mean()),
             **_scores(after["clean"], after["bad"], clean),
@@ -256,6 +256,20 @@ class Workbench:
 
 def _distances(guard: Guard, seen: Measured) -> NDArray[np.float64]:
     return guard.detector.score(seen.features(guard.plan.layers, guard.setting.feature))
+
+
+def _fired(
+    scores: dict[str, NDArray[np.float64]], given: Sequence[str], threshold: float
+) -> dict[str, float] | None:
+    """Detection of the triggered inputs that get the target; None when there is none.
+
+    A trigger that does not make the model say the target does no harm.
+    """
+    bad = scores["bad"][np.array([text == TARGET for text in given])]
+    if not len(bad):
+        return None
+    found = {"n": len(bad), "detected": float((bad > threshold).mean())}
+    return {**found, **separation(scores["clean"], bad)}
 
 
 def _scores(

@@ -8,9 +8,12 @@ from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 HEAD = """## CleanSight's guard: is a trigger seen, and the answer saved?
 
 Per run: {n} clean and as many triggered held-out inputs, none of them used to calibrate ({known}
-clean inputs, alpha {alpha:.0%}). AUROC and TPR at 1 % FPR judge the score; everything after that
-judges the guard at its own threshold. "Right" is the share of exact answers in generated text, on
-clean inputs and on triggered ones.
+clean inputs, alpha {alpha:.0%}). AUROC and TPR at 1 % FPR judge the score; "fired" counts only the
+triggered inputs that get the target, since the others do no harm. Everything after that judges the
+guard at its own threshold. "Right" is the share of exact answers in generated text, on clean inputs
+and on triggered ones.
+
+The default setting was chosen on seed 0; seeds 1 and 2 confirm it (docs/LOG.md).
 """
 
 
@@ -31,15 +34,18 @@ def guard_tables(results: list[Result]) -> str:
 
 def _attacks(results: list[Result], variant: str) -> str:
     lines = [
-        "| set | trigger | tuning | runs | AUROC | TPR at 1 % FPR | false alarms | ASR before "
-        "| ASR after | clean right, before | after | triggered right, after | attack failed |",
-        "|" + "---|" * 13,
+        "| set | trigger | tuning | runs | AUROC | TPR at 1 % FPR | AUROC, fired | TPR, fired "
+        "| false alarms | ASR before | ASR after | clean right, before | after "
+        "| triggered right, after | attack failed |",
+        "|" + "---|" * 15,
     ]
     for (task, trigger, recipe), found in by(results, _what):
         took = [r for r in found if attack_took(r)]
         mine = [r["variants"][variant] for r in took]
         cells = [task, trigger, recipe, str(len(took))]
-        cells += [mean(v[k] for v in mine) for k in ("auroc", "tpr_at_1_fpr", "false_alarms")]
+        cells += [mean(v[k] for v in mine) for k in ("auroc", "tpr_at_1_fpr")]
+        cells += [mean(v["fired"][k] for v in mine) for k in ("auroc", "tpr_at_1_fpr")]
+        cells.append(mean(v["false_alarms"] for v in mine))
         cells += [mean(r["before"]["asr"] for r in took), mean(v["asr"] for v in mine)]
         cells += [mean(r["before"]["clean"] for r in took), mean(v["clean"] for v in mine)]
         cells += [mean(v["triggered"] for v in mine), str(len(found) - len(took))]

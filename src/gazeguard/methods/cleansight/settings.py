@@ -69,7 +69,7 @@ SETTINGS: dict[str, Setting] = {
     "mahalanobis": Setting("all", "log-ratio", "ledoit-wolf", WIDEN),
 }
 
-DEFAULT_SETTING = "all"
+DEFAULT_SETTING = "mahalanobis"
 """The one place where the default is chosen."""
 
 
