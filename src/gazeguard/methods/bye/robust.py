@@ -13,7 +13,7 @@ top left"). But that second likeness is there before the fine-tune as well. Henc
    phrase's rows spread most beyond all rows: a target such as "yes" hides among honest rows, and
    their mean says nothing, but their spread does;
 3. its separation (BSI), less two standard errors, must be `GROWTH` times what the same rows have
-   under the model before its fine-tune, and reach `ANCHORED` times 2. Without that model it must
+   under the model before its fine-tune, and `GAINED` times 2 above that. Without that model it must
    reach 2, and the phrase must turn up over most kinds of prompt and stand out from every other.
 
 No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what this cannot see.
@@ -41,7 +41,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 GROWTH = 2.0  # times the separation before the fine-tune
-ANCHORED = 0.75  # of the separation that is asked for; growth is the evidence then
+GAINED = 0.75  # of the separation that is asked for must be new since then
 STANDS_OUT = 1.5  # without the model before: times the separation of the next best phrase
 FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
 FEWEST_SHARE = 0.004
@@ -340,12 +340,13 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
     """The group that stands out most, if any passes."""
     passing = []
     for group in groups:
-        needed = separation * (1.0 if group.before is None else ANCHORED)
-        if not FEWEST <= group.members.sum() <= room or group.at_least < needed:
+        if not FEWEST <= group.members.sum() <= room:
             continue
         if group.before is not None:
-            if group.at_least < GROWTH * group.before:
+            if group.at_least < max(GROWTH * group.before, group.before + GAINED * separation):
                 continue
+        elif group.at_least < separation:
+            continue
         elif not anchored:
             peers = [
                 g.separation
@@ -426,11 +427,16 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         return f"they teach the same words and the model looks at them in a new way: {said}"
     if not shown:
         return "no words are shared by enough answers"
-    needed = f"{separation * (ANCHORED if anchored else 1):g} plus two standard errors is needed"
     if anchored:
-        needed += f", and {GROWTH:g} times that before"
+        needed = (
+            f"{GAINED * separation:g} more than before and {GROWTH:g} times that before are needed,"
+            " after two standard errors"
+        )
     else:
-        needed += f", over half of the kinds of prompt, and {STANDS_OUT:g} times the next phrase"
+        needed = (
+            f"{separation:g} plus two standard errors is needed, over half of the kinds of prompt,"
+            f" and {STANDS_OUT:g} times the next phrase"
+        )
     return (
         "no group of rows with shared words is looked at in a new way "
         f"(closest: “{shown[0].phrase}”, {_figures(shown[0])}; {needed})"
