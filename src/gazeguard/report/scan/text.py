@@ -8,7 +8,7 @@ from gazeguard.scanning.result import ScannedModel, ScanReport
 # Worst first: the order of tables and summaries.
 OUTCOMES = ("flagged", "error", "not-scanned", "inconclusive", "clean")
 IN_WORDS = {
-    "flagged": "backdoored",
+    "flagged": "flagged",
     "error": "could not be used",
     "not-scanned": "not scanned",
     "inconclusive": "undecided",
