@@ -63,6 +63,18 @@ def opened(browser: Any, path: Path, **options: Any) -> Iterator[Any]:
     assert outside == [], "the page reached outside itself"
 
 
+def tabbed(page: Any, times: int, otherwise: str) -> Iterator[str]:
+    """Press Tab; gives the id of what has the focus, its sort key or `otherwise`."""
+    for _ in range(times):
+        page.keyboard.press("Tab")
+        name = page.evaluate(
+            "document.activeElement.id || document.activeElement.dataset.sort || " + otherwise
+        )
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", f"focus on {name} cannot be seen"
+        yield name
+
+
 @pytest.fixture(scope="module")
 def flagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_html(make_report(), tmp_path_factory.mktemp("report") / "report.html", thumbnails)
@@ -174,15 +186,8 @@ def test_everything_is_reached_with_the_keyboard(browser: Any, flagged: Path) ->
         assert page.evaluate("document.activeElement.id") == "content"
 
         visited = []
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            name = page.evaluate(
-                "document.activeElement.id || document.activeElement.dataset.sort "
-                "|| document.activeElement.textContent.trim()"
-            )
+        for name in tabbed(page, 40, "document.activeElement.textContent.trim()"):
             visited.append(name)
-            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-            assert outline != "none", f"focus on {name} cannot be seen"
             if name == "scale-log":
                 page.keyboard.press("Enter")
                 assert page.locator("#scale-log").get_attribute("aria-pressed") == "true"

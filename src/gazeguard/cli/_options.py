@@ -39,10 +39,29 @@ images_option = click.option(
     metavar="DIR",
     help="Folder that image paths in DATA are relative to.",
 )
+guard_option = click.option(
+    "--guard",
+    "guard_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="What `gazeguard calibrate` wrote for MODEL.",
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, help="Show the libraries' own messages too."
 )
+
+
+def mode_option(block: str) -> Callable[[Command], Command]:
+    """`--mode` of a guard; `block` says what that mode does."""
+    return click.option(
+        "--mode",
+        type=click.Choice(["purify", "detect", "block"]),
+        default="purify",
+        show_default=True,
+        help=f"purify answers as if the trigger were not there; block {block}.",
+    )
 
 
 def fail_on_option(note: str = "") -> Callable[[Command], Command]:

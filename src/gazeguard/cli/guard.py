@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
-from gazeguard.cli._options import fail_on_option, images_option, load_target, model_options
+from gazeguard.cli._options import (
+    fail_on_option,
+    guard_option,
+    images_option,
+    load_target,
+    mode_option,
+    model_options,
+)
 from gazeguard.cli._terminal import NORMAL, narrated
 
 if TYPE_CHECKING:
@@ -32,14 +39,7 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
     "set, 1 when any item is flagged, else 3 when any could not be judged."
 )
 @click.argument("model")
-@click.option(
-    "--guard",
-    "guard_folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="What `gazeguard calibrate` wrote for MODEL.",
-)
+@guard_option
 @click.option("--image", type=_FILE, metavar="FILE", help="Picture to ask about.")
 @click.option("--prompt", metavar="TEXT", help="What to ask.")
 @click.option(
@@ -47,13 +47,7 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 )
 @images_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N items.")
-@click.option(
-    "--mode",
-    type=click.Choice(["purify", "detect", "block"]),
-    default="purify",
-    show_default=True,
-    help="purify answers as if the trigger were not there; block gives no answer.",
-)
+@mode_option("gives no answer")
 @click.option(
     "--fail-closed", is_flag=True, help="Give no answer either when the guard cannot judge."
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gazeguard.cli import _errors
-from gazeguard.cli._options import load_target, model_options
+from gazeguard.cli._options import guard_option, load_target, mode_option, model_options
 from gazeguard.cli._terminal import NORMAL, narrated
 
 if TYPE_CHECKING:
@@ -23,14 +23,7 @@ _COUNT = click.IntRange(1)
     "before all answers were complete."
 )
 @click.argument("model")
-@click.option(
-    "--guard",
-    "guard_folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="What `gazeguard calibrate` wrote for MODEL.",
-)
+@guard_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option(
     "--port",
@@ -47,13 +40,7 @@ _COUNT = click.IntRange(1)
     help="Keys that clients must send, one a line.",
 )
 @click.option("--name", help="What clients call the model.  [default: MODEL, its last part]")
-@click.option(
-    "--mode",
-    type=click.Choice(["purify", "detect", "block"]),
-    default="purify",
-    show_default=True,
-    help="purify answers as if the trigger were not there; block refuses flagged requests.",
-)
+@mode_option("refuses flagged requests")
 @click.option(
     "--on-guard-error",
     type=click.Choice(["refuse", "pass"]),

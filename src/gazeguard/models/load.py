@@ -14,6 +14,7 @@ from gazeguard.models.adapters import attach, read_adapter
 from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
 from gazeguard.models.processor import load_processor
 from gazeguard.models.target import Target, as_target
+from gazeguard.models.weights import load_weights
 
 
 def load(
@@ -49,8 +50,13 @@ def load(
         adapter_folder = resolve(adapter)
         adapter_config = read_adapter(adapter_folder, str(model), folder)
     processor = load_processor(folder, config, trust_remote_code)
-    loaded = _weights(
-        folder, config, _dtype(dtype, config, device_map), device_map, trust_remote_code
+    loaded = load_weights(
+        transformers.AutoModelForImageTextToText,
+        folder,
+        config=config,
+        dtype=_dtype(dtype, config, device_map),
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     if adapter_folder is not None:
         loaded = attach(loaded, adapter_folder, adapter_config, str(model))
@@ -97,39 +103,6 @@ def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
         f"{name} is a '{config.model_type}' model, {what}: give a vision-language model such as"
         " LLaVA, Qwen2.5-VL, InternVL, Idefics3, PaliGemma or Gemma 3."
     )
-
-
-def _weights(
-    folder: Path, config: Any, dtype: Any, device_map: Any, trust_remote_code: bool
-) -> Any:
-    """Load the weights and make sure that every one the model needs was there."""
-    try:
-        model, report = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ModelError(
-                f"{folder} does not fit into memory: load it with device_map='auto' or on a larger"
-                " device."
-            ) from error
-        raise ModelError(
-            f"the weights in {folder} do not fit its config ({first_line(error)}): copy both from"
-            " the same model."
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"the weights in {folder} lack {len(missing)} tensors that the model needs, first"
-            f" '{missing[0]}': copy the model again."
-        )
-    return model
 
 
 def _dtype(dtype: str | torch.dtype, config: Any, device_map: Any) -> str | torch.dtype:

@@ -18,19 +18,24 @@ def failed(name: str, error: object) -> ScannedModel:
     return ScannedModel(name, Status.FAILED, error=" ".join(str(error).split()))
 
 
+def steps_of(name: str, progress: Progress | None) -> Callable[[int, int], None]:
+    """Tells the progress of one model."""
+
+    def steps(done: int, total: int) -> None:
+        if progress is not None:
+            progress(name, done, total)
+
+    return steps
+
+
 def entry_of(scan: ScanOne, name: str, progress: Progress | None) -> ScannedModel:
     """Scan one model; an error that the user can act on becomes its entry.
 
     Raises:
         MeasurementError: what all models are compared with cannot be measured.
     """
-
-    def steps(done: int, total: int) -> None:
-        if progress is not None:
-            progress(name, done, total)
-
     try:
-        return scan(name, steps)
+        return scan(name, steps_of(name, progress))
     except MeasurementError:
         raise
     except GazeguardError as error:

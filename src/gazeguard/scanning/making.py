@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from gazeguard.errors import UsageError
 from gazeguard.models.difference import Difference
 from gazeguard.models.target import Target
+from gazeguard.scanning.entry import Progress, steps_of
 from gazeguard.scanning.samples import SampleSet
 from gazeguard.scanning.store import digest
 from gazeguard.scanning.subject import Subject
@@ -89,7 +89,7 @@ class ReferenceMaker:
     steps: int
     dtype: str
     device: str
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Progress | None = None
     _answers: list[list[int]] = field(default_factory=list)
     _distances: dict[str, float] = field(default_factory=dict)
 
@@ -128,17 +128,12 @@ class ReferenceMaker:
                 answers = self._taught(base, samples)
                 log.info("Making %s (%d steps at most).", name, plan.steps)
                 fresh = copy.deepcopy(config)
-                make_reference(base, fresh, samples, answers, plan, out, self._steps(name))
+                make_reference(
+                    base, fresh, samples, answers, plan, out, steps_of(name, self.progress)
+                )
                 base = None  # it carries the adapter now
             found.append(Subject(f"made: {name}", self.base.folder, out))
         return found
-
-    def _steps(self, name: str) -> Callable[[int, int], None]:
-        def steps(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(name, done, total)
-
-        return steps
 
     def _distance(self, suspect: Subject) -> float:
         """How far the suspect's weights moved, rounded so that alike suspects share references."""

@@ -11,7 +11,7 @@ from gazeguard.calibrate import needed_samples
 from gazeguard.errors import MeasurementError, ModelError, UsageError
 from gazeguard.models.device import chosen_device
 from gazeguard.models.files import resolve
-from gazeguard.scanning.entry import Progress
+from gazeguard.scanning.entry import Progress, steps_of
 from gazeguard.scanning.making import ReferenceMaker, cache_folder, tuning_rows
 from gazeguard.scanning.models import is_adapter
 from gazeguard.scanning.options import VisionOptions
@@ -145,12 +145,7 @@ def _distinct(base: Subject, names: Sequence[str]) -> list[Subject]:
 
 def _look_at_known(scanner: VisionScan, progress: Progress | None) -> None:
     for subject in (scanner.base, *scanner.references):
-
-        def steps(done: int, total: int, name: str = subject.name) -> None:
-            if progress is not None:
-                progress(name, done, total)
-
         try:
-            scanner.look_at(subject, steps)
+            scanner.look_at(subject, steps_of(subject.name, progress))
         except MeasurementError as error:
             raise ModelError(f"the reference {subject.name} cannot be used: {error}") from error

@@ -51,7 +51,7 @@ def visual_entropy(weights: Tensor, key_kind: Tensor) -> Tensor:
 
     Source: METHODS 1, step 2; arXiv:2505.16916.
     """
-    return _entropy(visual_attention(weights, key_kind))
+    return shannon_entropy(visual_attention(weights, key_kind))
 
 
 def head_entropy(weights: Tensor, key_kind: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def head_entropy(weights: Tensor, key_kind: Tensor) -> Tensor:
     Returns:
         float32 `(sample, layer, head)`; NaN as in `visual_entropy`.
     """
-    return _entropy(head_visual_attention(weights, key_kind))
+    return shannon_entropy(head_visual_attention(weights, key_kind))
 
 
 def visual_mass(weights: Tensor, key_kind: Tensor) -> Tensor:
@@ -106,6 +106,7 @@ def _normalised(weights: Tensor, key_kind: Tensor) -> Tensor:
     return seen / seen.sum(-1, keepdim=True)  # 0 / 0 is NaN: no mass, no distribution
 
 
-def _entropy(distribution: Tensor) -> Tensor:
+def shannon_entropy(distribution: Tensor) -> Tensor:
+    """Over the last axis, in nats."""
     terms: Tensor = torch.special.entr(distribution)
     return terms.sum(-1)

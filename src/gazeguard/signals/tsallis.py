@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gazeguard.errors import UsageError
-from gazeguard.signals.entropy import head_visual_attention, visual_attention
+from gazeguard.signals.entropy import head_visual_attention, shannon_entropy, visual_attention
 
 _LEAST_LOG = -85.0  # below it `exp` of the opposite overflows float32; such a weight adds nothing
 
@@ -35,8 +35,7 @@ def tsallis_entropy(distribution: Tensor, q: float) -> Tensor:
     if not 0 <= q < float("inf"):
         raise UsageError(f"the entropy index q must be 0 or more, not {q:g}: 1 is Shannon's.")
     if q == 1:
-        shannon: Tensor = torch.special.entr(distribution)
-        return shannon.sum(-1)
+        return shannon_entropy(distribution)
     logs = distribution.log().clamp_min(_LEAST_LOG)
     terms = -distribution * torch.expm1((q - 1) * logs) / (q - 1)
     return torch.where(distribution == 0, 0.0, terms).sum(-1)

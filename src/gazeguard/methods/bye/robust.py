@@ -21,6 +21,7 @@ No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what thi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
@@ -102,10 +103,11 @@ class RobustRule:
         seen: list[Group] = []
         for _ in range(MAX_GROUPS):
             room = max_share * n - (~free).sum()
-            seen = _scan(space, base, phrases, held, kind, free, parts=False)
+            ranked = _ranked(space, base, held, free)
+            seen = [*_looks(space, base, phrases, held, kind, free, ranked, parts=False)]
             best = _best(seen, separation, room, base is not None)
             if best is None and not self.groups:
-                seen += _scan(space, base, phrases, held, kind, free, parts=True)
+                seen += _looks(space, base, phrases, held, kind, free, ranked, parts=True)
                 best = _best(seen, separation, room, base is not None)
             if best is None:
                 break
@@ -255,32 +257,36 @@ def _folds(profile: Profile, seed: int) -> NDArray[np.int64]:
     return np.array([crc32(i.encode()) + seed for i in profile.sample_id], np.int64) % FOLDS
 
 
-def _scan(
+def _ranked(space: Space, base: Space | None, held: Any, free: Bools) -> list[int]:
+    """The phrases whose rows differ most from the rest, and did not before; columns of `held`."""
+    inside = np.asarray(held[free].sum(0)).ravel()
+    if not len(inside):
+        return []
+    worth = inside * space.distance(held, free, inside)
+    if base is not None:
+        worth -= inside * base.distance(held, free, inside)
+    worth[inside < FEWEST] = -np.inf
+    first = np.argsort(-worth, kind="stable")[:SCANNED]
+    return [int(column) for column in first if np.isfinite(worth[column])]
+
+
+def _looks(
     space: Space,
     base: Space | None,
     phrases: list[str],
     held: Any,
     kind: NDArray[np.int64],
     free: Bools,
+    ranked: list[int],
+    *,
     parts: bool,
-) -> list[Group]:
-    """A cross-validated look at the phrases whose rows differ most from the rest."""
-    inside = np.asarray(held[free].sum(0)).ravel()
-    if not len(phrases):
-        return []
-    worth = inside * space.distance(held, free, inside)
-    if base is not None:
-        worth -= inside * base.distance(held, free, inside)
-    worth[inside < FEWEST] = -np.inf
-    groups = []
-    for column in np.argsort(-worth, kind="stable")[:SCANNED]:
-        if not np.isfinite(worth[column]):
-            continue
+) -> Iterator[Group]:
+    """A cross-validated look at each of the ranked phrases, as a whole or for a part of it."""
+    for column in ranked:
         named = _holding(phrases, held, phrases[column]) & free
         members = _far_out(space, named) if parts else named
         if members.sum() >= FEWEST:
-            groups.append(_look(space, base, phrases[column], named, members, free, kind, parts))
-    return groups
+            yield _look(space, base, phrases[column], named, members, free, kind, parts)
 
 
 def _far_out(space: Space, named: Bools) -> Bools:

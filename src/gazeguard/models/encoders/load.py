@@ -14,6 +14,7 @@ from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.kinds import KINDS, SUPPORTED, Kind, class_of
 from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
+from gazeguard.models.weights import load_weights
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,7 +54,10 @@ def load_encoder(
         kind = KINDS["clip"]
     else:
         kind, class_name = _recognised(folder, name)
-        text, projection = _parts(_weights(folder, class_name, name))
+        for file in weight_files(folder):
+            tensor_names(file)  # its header can be read
+        model_class = getattr(transformers, class_name)
+        text, projection = _parts(load_weights(model_class, folder, dtype=torch.float32))
     number = _number_format(dtype)
     for part in (text, projection):
         if part is not None:
@@ -130,27 +134,6 @@ def _recognised(folder: Path, name: str) -> tuple[Kind, str]:
     else:
         what = "has no text encoder that is known here"
     raise ModelError(f"{name} ('{model_type}') {what}: give a text encoder of {SUPPORTED}.")
-
-
-def _weights(folder: Path, class_name: str, name: str) -> Any:
-    for file in weight_files(folder):
-        tensor_names(file)  # its header can be read
-    try:
-        model, report = getattr(transformers, class_name).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the weights in {folder} do not fit its config ({first_line(error)}): copy both from"
-            " the same model."
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"the weights of {name} lack {len(missing)} tensors that the model needs, first"
-            f" '{missing[0]}': copy the model again."
-        )
-    return model
 
 
 def _parts(model: Any) -> tuple[Any, Any]:

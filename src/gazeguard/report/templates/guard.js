@@ -72,12 +72,8 @@ function drawScores(host, width, logarithmic) {
 }
 
 function requestRow(row) {
-  return make(
-    "tr", { role: "row" },
-    imageCell(row),
-    numberCell(row),
-    textCell("prompt", row.prompt, "(no prompt)"),
-    textCell("answer", row.answer, "(no answer)"),
+  return tableRow(
+    row,
     make("td", { role: "cell", class: `c-outcome ${row.outcome}`, title: row.reason }, row.outcome),
     make("td", { role: "cell", class: "c-score" }, scoreText(row.score)),
     make("td", { role: "cell", class: "c-p" }, row.p === null ? "–" : `${Number(row.p.toPrecision(2))}`),

@@ -7,12 +7,8 @@ function suspicionText(value) {
 
 function removedRow(row) {
   const bar = make("meter", { min: 0, max: 1, value: row.suspicion ?? 0, "aria-hidden": "true" });
-  return make(
-    "tr", { role: "row" },
-    imageCell(row),
-    numberCell(row),
-    textCell("prompt", row.prompt, "(no prompt)"),
-    textCell("answer", row.answer, "(no answer)"),
+  return tableRow(
+    row,
     make("td", { role: "cell", class: "c-suspicion" }, make("span", {}, suspicionText(row.suspicion)), bar),
   );
 }

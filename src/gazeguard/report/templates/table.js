@@ -19,6 +19,17 @@ function textCell(kind, text, missing) {
   return cell;
 }
 
+function tableRow(row, ...own) {
+  return make(
+    "tr", { role: "row" },
+    imageCell(row),
+    numberCell(row),
+    textCell("prompt", row.prompt, "(no prompt)"),
+    textCell("answer", row.answer, "(no answer)"),
+    ...own,
+  );
+}
+
 function startTable(makeRow, key) {
   const body = byId("rows");
   if (!body) return;
