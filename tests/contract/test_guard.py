@@ -21,6 +21,7 @@ families = pytest.mark.parametrize("family", tiny.FAMILIES)
 ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
 LATE = Setting("all", "log-ratio", "whitened", 0.05)
 WIDEN = Setting("all", "log-ratio", "whitened", "widen")
+SEARCH = Setting("all", "log-ratio", "whitened", "search")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,9 @@ def hidden_slots(encoded, verdicts):
 
 
 @families
-@pytest.mark.parametrize("setting", [ONE_PASS, LATE, WIDEN], ids=["one-pass", "late", "widen"])
+@pytest.mark.parametrize(
+    "setting", [ONE_PASS, LATE, WIDEN, SEARCH], ids=["one-pass", "late", "widen", "search"]
+)
 def test_flagged_equal_the_eager_reference_and_others_do_not_notice(
     family, setting, tiny_target, samples
 ):

@@ -76,7 +76,7 @@ def test_blend_is_the_same_pattern_at_every_size():
 
 def test_warp_moves_by_its_strength_and_smoothly():
     for height, width in ((64, 64), (48, 96)):
-        shifts = Warp(strength=0.03).shifts(height, width)
+        shifts = Warp(grid=4, strength=0.03).shifts(height, width)
         assert shifts.shape == (2, height, width)
         mean = np.abs(shifts).mean() / min(height, width)
         assert 0.01 < mean < 0.05

@@ -17,6 +17,7 @@ from gazeguard.methods.cleansight.detector import MIN_FIT, Detector
 from gazeguard.methods.cleansight.pruning import above_tau, clean_levels, widest
 from gazeguard.methods.cleansight.settings import (
     DEFAULT_SETTING,
+    LOOKING,
     PUBLISHED_TAU,
     SETTINGS,
     Setting,
@@ -60,6 +61,7 @@ def test_paper_layers_count_attention_layers_only():
         ("widen", (2, 3, 5), (2, 3), 0, False),
         ("widen", range(8), (0, 1, 2, 3, 4), 0, False),
         ("widen", (6, 7), (6, 7), 0, False),
+        ("search", range(8), (0, 1, 2, 3, 4), 0, False),
     ],
 )
 def test_where_tokens_are_picked_and_hidden(prune, chosen, pick, hide_from, one_pass):
@@ -100,7 +102,7 @@ def test_the_named_settings_are_the_papers_and_ours():
 
 def test_settings_are_documented_and_the_command_line_knows_them():
     page = (Path(__file__).parents[2] / "docs" / "methods" / "cleansight.md").read_text("utf-8")
-    for name in (*SETTINGS, *PUBLISHED_TAU, "widen", "auto"):
+    for name in (*SETTINGS, *PUBLISHED_TAU, *LOOKING, "auto"):
         assert f"`{name}`" in page or f'"{name}"' in page, name
     assert f"`{DEFAULT_SETTING}` (default)" in page
     option = next(p for p in calibrate.params if p.name == "setting")

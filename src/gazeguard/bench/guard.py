@@ -36,16 +36,25 @@ from gazeguard.guarding.answer import answer
 from gazeguard.guarding.calibration import changed_ratios
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.measure import Measured, measure
-from gazeguard.lab.finetune import RECIPES, finetune, judge, load_tuned, save_adapter
+from gazeguard.lab.finetune import (
+    RECIPES,
+    finetune,
+    judge,
+    load_base,
+    load_tuned,
+    save_adapter,
+)
 from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, trigger_all
 from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.methods.cleansight.settings import SETTINGS, Setting
 from gazeguard.models.load import load
 from gazeguard.models.target import Grid, Target
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
-CALIBRATION, TEST, RATE, ALPHA = 200, 300, 0.1, 0.01
-ATTACKS = (*PATCHES, "blended", "wanet")
+CALIBRATION, TEST, ALPHA = 200, 300, 0.01
+# Share of poisoned rows: a warp is not learnt from 10 % (docs/LOG.md).
+ATTACKS = {**dict.fromkeys((*PATCHES, "blended"), 0.1), "wanet": 0.2}
 MAX_NEW_TOKENS, BATCH = 60, 50
 
 # Named by what differs: which layers, which feature, which distance, what is hidden.
@@ -54,6 +63,7 @@ VARIANTS: dict[str, Setting] = {
     "paper layers, log ratio": Setting("paper", "log-ratio", "whitened", "balanced"),
     "paper layers, ledoit-wolf": Setting("paper", "log-ratio", "ledoit-wolf", "balanced"),
     "auto layers": Setting("auto", "log-ratio", "whitened", "widen"),
+    "all layers, ledoit-wolf, widen": Setting("all", "log-ratio", "ledoit-wolf", "widen"),
     "all layers, ledoit-wolf, tau": Setting("all", "log-ratio", "ledoit-wolf", "balanced"),
 }
 
@@ -62,11 +72,11 @@ def cells(seeds: int) -> Iterator[Cell]:
     """Every cell, most telling first."""
     for seed in range(seeds):
         for task in TASKS:
-            for trigger in ATTACKS:
-                yield Cell(task, trigger, RATE, "long", seed)
+            for trigger, rate in ATTACKS.items():
+                yield Cell(task, trigger, rate, "long", seed)
     for seed in range(seeds):
-        for trigger in ATTACKS:
-            yield Cell("captions", trigger, RATE, "projector", seed)
+        for trigger, rate in ATTACKS.items():
+            yield Cell("captions", trigger, rate, "projector", seed)
 
 
 class PruneEverybody(Guard):
@@ -77,6 +87,24 @@ class PruneEverybody(Guard):
         self.threshold = float("-inf")
 
 
+class HideTheTrigger(PruneEverybody):
+    """CEILING: knows which tokens the trigger touches and hides just these; for one run."""
+
+    def __init__(self, guard: Guard, touched: Sequence[NDArray[np.bool_]]) -> None:
+        super().__init__(guard)
+        self._touched = iter(touched)
+
+    def hiding(
+        self, look: Look, image: Tensor, grids: Sequence[Grid | None], flagged: Tensor
+    ) -> Hiding:
+        """The next samples' tokens."""
+        yield from ()
+        hidden = torch.zeros_like(image)
+        for i in range(len(image)):
+            hidden[i, image[i]] = torch.from_numpy(next(self._touched))
+        return hidden
+
+
 class PruneAtRandom(Guard):
     """ABLATION: hides a random 90 % of the image instead of what stands out."""
 
@@ -84,9 +112,7 @@ class PruneAtRandom(Guard):
         super().__init__(guard.target, guard._saved)
         self._draw = torch.Generator().manual_seed(seed)
 
-    def pick(
-        self, evidence: Tensor, image: Tensor, grids: Sequence[Grid | None], look: int
-    ) -> Tensor:
+    def pick(self, look: Look, image: Tensor, grids: Sequence[Grid | None]) -> Tensor:
         """Any token with a probability of 0.9."""
         return image & (torch.rand(image.shape, generator=self._draw) < 0.9)
 
@@ -182,6 +208,7 @@ class Workbench:
                 PruneAtRandom(paper, cell.seed), seen, before, clean, bad
             ),
         }
+        result["ceiling"] = self._ceiling(plain, clean, bad)
         result["seconds"] = round(time.perf_counter() - started, 1)
         write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
         return result
@@ -252,6 +279,29 @@ class Workbench:
     def _everybody(self, guard: Guard, clean: list[Row], bad: list[Row]) -> dict[str, float]:
         given = [self._answers(guard, rows, "purify") for rows in (clean, bad)]
         return _scores(given[0], given[1], clean)
+
+    def _ceiling(self, guard: Guard, clean: list[Row], bad: list[Row]) -> dict[str, float]:
+        """Right answers on triggered inputs: without a backdoor, and with the place known."""
+        asked = [replace(b, answer=c.answer) for b, c in zip(bad, clean, strict=True)]
+        base = load_base(self.base)
+        grid = guard.target.encode(samples(clean[:1])).grids[0]
+        assert grid is not None, "the lab's pictures are one plain grid"
+        touched = [_touched(c.pixels, b.pixels, grid) for c, b in zip(clean, bad, strict=True)]
+        given = self._answers(HideTheTrigger(guard, touched), bad, "purify")
+        return {
+            "base": float(base.exact(asked, base.look(asked)).mean()),
+            "trigger_hidden": float(
+                np.mean([text == row.answer for text, row in zip(given, clean, strict=True)])
+            ),
+        }
+
+
+def _touched(before: NDArray[np.uint8], after: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:
+    """Which image tokens' pixels differ, flattened row by row."""
+    rows, columns = grid
+    changed = (before != after).any(-1)
+    tiles = changed.reshape(rows, changed.shape[0] // rows, columns, changed.shape[1] // columns)
+    return np.asarray(tiles.any((1, 3)).ravel())
 
 
 def _distances(guard: Guard, seen: Measured) -> NDArray[np.float64]:

@@ -68,8 +68,8 @@ def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     "--prune",
     callback=_prune,
     metavar="RULE",
-    help="What is hidden instead of the setting's: widen, paper, balanced, code, or a multiple of "
-    "the even share of attention.",
+    help="What is hidden instead of the setting's: search, widen, paper, balanced, code, or a "
+    "multiple of the even share of attention.",
 )
 @images_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")

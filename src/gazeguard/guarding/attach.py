@@ -33,7 +33,7 @@ def attached(target: Target, watch: Watch) -> Iterator[None]:
     with _lock:
         attachment = _attachments.get(target.base)
         if attachment is None:
-            attachment = _attachments[target.base] = _Attachment(target)
+            attachment = _attachments[target.base] = _Attachment(target, watch)
         attachment.watches.append(watch)
     try:
         yield
@@ -48,11 +48,11 @@ def attached(target: Target, watch: Watch) -> Iterator[None]:
 class _Attachment:
     """The hooks of one model, shared by all watches that are open on it."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, first: Watch) -> None:
         self.watches: list[Watch] = []
         self._base, self._name = target.base, target.name
         # One of the modules that every watch on this model intercepts.
-        self._module = next(iter(target.attention_modules))
+        self._module = next(iter(first.guard.modules))
         self._hooks = [
             self._base.register_forward_pre_hook(self._before, with_kwargs=True),
             self._base.register_forward_hook(self._after, with_kwargs=True),

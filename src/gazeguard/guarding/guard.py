@@ -20,8 +20,18 @@ from gazeguard.guarding.saved import Saved, read, write
 from gazeguard.guarding.verdict import GuardVerdict, judged, unjudged
 from gazeguard.guarding.watch import Mode, Watch
 from gazeguard.methods.cleansight.detector import Detector
-from gazeguard.methods.cleansight.pruning import WIDENING, above_tau, widest
-from gazeguard.methods.cleansight.settings import DEFAULT_SETTING, WIDEN, Layers, Prune, Setting
+from gazeguard.methods.cleansight.looks import Hiding, Look
+from gazeguard.methods.cleansight.pruning import above_tau, widening, widest
+from gazeguard.methods.cleansight.search import searching
+from gazeguard.methods.cleansight.settings import (
+    DEFAULT_SETTING,
+    LOOKING,
+    SEARCH,
+    WIDEN,
+    Layers,
+    Prune,
+    Setting,
+)
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.recognise import Frame, frame_of
 from gazeguard.models.target import Encoded, Grid, Target
@@ -41,7 +51,7 @@ class Guard:
         plan: the same in layer numbers of this model.
         detector: distance from clean attention.
         calibration: float64 `(n,)`, ascending scores of the threshold half.
-        levels: float64 `(detection layer, head)`, the heads' clean levels (for `widen`).
+        levels: float64 `(detection layer, head)`, the heads' clean levels (for `widen`, `search`).
         alpha: the promised false-alarm rate.
         threshold: the score above which an input is flagged.
         seed: of the split in halves.
@@ -211,16 +221,6 @@ class Guard:
         """The template around prompts, to recognise them by their ids."""
         return frame_of(self.target)
 
-    @property
-    def widens(self) -> bool:
-        """Whether hidden tokens are widened look by look."""
-        return self.setting.prune == WIDEN
-
-    @property
-    def looks(self) -> int:
-        """After how many looks the whole picture is hidden from an input that stays flagged."""
-        return len(WIDENING)
-
     def judge(self, score: float) -> GuardVerdict:
         """The verdict of a measured input."""
         p = float(p_values(self.calibration, [score])[0])
@@ -239,40 +239,52 @@ class Guard:
             applicable=applicable,
         )
 
-    def evidence(self, layer: int, weights: Tensor, image: Tensor) -> Tensor | None:
+    def evidence(self, layer: int, weights: Tensor, image: Tensor) -> Tensor:
         """How much each key stands out in a layer; the largest over layers counts.
 
         Args:
-            layer: a watched layer.
+            layer: one where tokens are picked.
             weights: `(sample, head, key)`.
             image: bool `(sample, key)`.
 
         Returns:
             `(sample, key)`: the strongest head's weight in units of the even share `1/T`, or, for
-            `widen`, of its own clean level. None in a layer where tokens are not picked.
+            `widen` and `search`, of its own clean level.
         """
-        if layer not in self.plan.pick:
-            return None
         share = weights * image.sum(1).clamp_min(1)[:, None, None]
-        if not self.widens:
+        if self.setting.prune not in LOOKING:
             return share.amax(1)
         level = torch.from_numpy(self.levels[self.plan.layers.index(layer)])
         return (share / level.to(share)[:, None]).amax(1)
 
-    def pick(
-        self, evidence: Tensor, image: Tensor, grids: Sequence[Grid | None], look: int
-    ) -> Tensor:
-        """The tokens to hide by what stands out, bool `(sample, key)`.
+    def pick(self, look: Look, image: Tensor, grids: Sequence[Grid | None]) -> Tensor:
+        """The tokens that stand out in the look that judges, bool `(sample, key)`.
 
         Args:
-            evidence: from `evidence`, 0 on keys that are hidden already.
+            look: that look.
             image: bool `(sample, key)`.
             grids: of the samples' image tokens, or None each.
-            look: how often the guard has looked before.
         """
-        if self.widens:
-            return widest(evidence, image, grids, WIDENING[look])
-        return above_tau(evidence, image, self.setting.prune)
+        if self.setting.prune in LOOKING:
+            return widest(look.evidence, image, grids, 1)
+        return above_tau(look.evidence, image, self.setting.prune)
+
+    def hiding(
+        self, look: Look, image: Tensor, grids: Sequence[Grid | None], flagged: Tensor
+    ) -> Hiding:
+        """Find the tokens that disarm the flagged samples, with as many looks as that takes.
+
+        Args:
+            look: the one that flagged them.
+            image: bool `(sample, key)`.
+            grids: of the samples' image tokens, or None each.
+            flagged: bool `(sample,)`, at least one.
+        """
+        if self.setting.prune == SEARCH:
+            return (yield from searching(image, grids, flagged, self.threshold))
+        if self.setting.prune == WIDEN:
+            return (yield from widening(look, image, grids, flagged, self.threshold))
+        return self.pick(look, image, grids) & flagged[:, None]
 
 
 def _other_model(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from gazeguard.errors import ModelError
 from gazeguard.guarding.verdict import NO_IMAGE, NO_WORDS, NOT_FINITE, GuardVerdict
+from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.models.target import Grid
 from gazeguard.probe.hide import run_hiding
 from gazeguard.probe.intercept import AttentionCall
 from gazeguard.probe.rows import last_real, row
-from gazeguard.signals.ratio import visual_prompt_ratio
+from gazeguard.signals.ratio import mass_selector, ratio_defined, ratio_of_masses
 from gazeguard.types import KeyKind, Outcome
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 class Session:
     """What is known about a batch: kinds of positions, verdicts, tokens that are hidden.
 
-    A look is one run over the prompt. The first one judges. Where tokens are hidden after all is
-    known, or are widened until the guard is calm, more looks follow; `again` says so.
+    A look is one run over the prompt. The first one judges. More follow where tokens are hidden
+    after all is known, or where the guard tries what hiding them does; `again` says so.
 
     Args:
         guard: judges and picks tokens.
@@ -42,14 +43,16 @@ class Session:
         self._guard, self._kind, self._grids, self._disarm = guard, kind, grids, disarm
         self._image = kind == KeyKind.IMAGE
         self._last = last_real(kind)
-        self._here: dict[torch.device, tuple[Tensor, ...]] = {}  # the three above, on a device
-        self._look = 0
+        self._at_end = bool((self._last == kind.shape[1] - 1).all())
+        self._here: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._reading = True
-        self._ratios: dict[int, Tensor] = {}
-        self._evidence: Tensor | None = None
+        self._hiding: Hiding | None = None  # once a sample is flagged
+        self._settled = True  # no further look can change what is hidden
+        self._masses: dict[int, Tensor] = {}  # layer -> (sample, head, 2)
+        self._rows: dict[int, Tensor] = {}  # layer -> (sample, head, key), where tokens are picked
         self._seen: set[int] = set()
-        self._restless = torch.zeros(len(kind), dtype=torch.bool)
         self._hidden: Tensor | None = None  # bool (sample, position), on the CPU
+        self._began: Tensor | None = None  # the same, when the pass that runs began
         self._windows: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor]] = {}
         self._past, self._length = 0, kind.shape[1]
         self.length = kind.shape[1]  # of the prompt
@@ -65,6 +68,7 @@ class Session:
     def starts(self, past: int, length: int) -> None:
         """A forward pass begins: `length` positions after `past` cached ones."""
         self._past, self._length = past, length
+        self._began = self._hidden
         self._windows.clear()
 
     def attends(self, call: AttentionCall) -> Any:
@@ -89,15 +93,14 @@ class Session:
                 " attention interface, so it cannot be guarded: use the version of this model in"
                 " transformers 5."
             )
-        more = self._hidden is not None and self._widened()
-        if more:
-            self._look += 1
-            self._seen.clear()
-            self._ratios.clear()
-            self._evidence = None
-        else:
-            self._reading = False
-        return more
+        self._seen.clear()
+        self._masses.clear()
+        self._rows.clear()
+        if not self._settled:
+            return True
+        self._reading = False
+        in_time = self._guard.plan.single_pass or self._began is self._hidden
+        return self.hides and not in_time
 
     def distrust(self, samples: Tensor) -> None:
         """Take back the verdict of samples whose next-token logits are not finite."""
@@ -113,49 +116,61 @@ class Session:
         copies = call.query.shape[0] // samples  # beams and returned sequences share a prompt
         device = call.query.device
         if device not in self._here:
-            parts = (self._kind, self._image, self._last)
-            self._here[device] = tuple(part.to(device) for part in parts)
-        kind, image, last = self._here[device]
-        weights = row(call, last.repeat_interleave(copies), length)[::copies, :, :length]
-        gain = torch.ones(samples, 1)
+            self._here[device] = (self._last.to(device), mass_selector(self._kind).to(device))
+        last, select = self._here[device]
+        if copies > 1:
+            last = last.repeat_interleave(copies)
+        weights = row(call, last, length, at_end=self._at_end)[::copies, :, :length]
         if self._hidden is not None and layer >= plan.hide_from:
             weights = _without(weights, self._hidden.to(device)[:, None])
-            # A picture with tokens missing gets less attention for that alone.
-            left = (self._image & ~self._hidden).sum(1, keepdim=True)
-            gain = self._image.sum(1, keepdim=True).clamp_min(1) / left.clamp_min(1)
+        # Little is done per layer: what comes after the last one is done for all at once.
         if layer in plan.layers:
-            log = self._guard.setting.feature == "log-ratio"
-            ratio = visual_prompt_ratio(weights[:, None], kind, log=log)[:, 0]
-            gain = gain.to(ratio)
-            self._ratios[layer] = ratio + gain.log() if log else ratio * gain
-        evidence = self._guard.evidence(layer, weights, image)
-        if evidence is not None:
-            before = self._evidence
-            self._evidence = (
-                evidence if before is None else torch.maximum(before.to(evidence.device), evidence)
-            )
+            self._masses[layer] = weights @ select
+        if layer in plan.pick:
+            self._rows[layer] = weights
         self._seen.add(layer)
         if self._seen == plan.watched:
             self._conclude()
 
     def _conclude(self) -> None:
-        """All detection layers are read: judge, and pick what to hide next."""
-        ratios = [self._ratios[layer].cpu() for layer in self._guard.plan.layers]
-        scores = self._guard.detector.score(torch.stack(ratios, 1).double().numpy())
-        if self._look:
-            # Not a number is no sign of calm.
-            restless = torch.from_numpy(~(scores <= self._guard.threshold))
-            self._restless = self._restless & restless
+        """All detection layers are read: judge, or learn what hiding did, and hide what follows."""
+        scores = self._guard.detector.score(self._features().double().numpy())
+        if self._hiding is not None:
+            self._hide(Look(scores, self._evidence()))
             return
         self.verdicts = [self._verdict(i, score) for i, score in enumerate(scores.tolist())]
         flagged = torch.tensor([v.outcome is Outcome.FLAGGED for v in self.verdicts])
         if not bool(flagged.any()):
             return
-        self._restless = flagged
-        picked = self._pick() & flagged[:, None]
-        self._show(picked)
-        if self._disarm and bool(picked.any()):
-            self._hide(picked)
+        look = Look(scores, self._evidence())
+        picked = self._guard.pick(look, self._image, self._grids)
+        self._show(picked, look.evidence)
+        if self._disarm:
+            self._hiding = self._guard.hiding(look, self._image, self._grids, flagged)
+            self._hide(None)
+
+    def _features(self) -> Tensor:
+        """Ratios of the detection layers, `(sample, layer, head)`, on the CPU."""
+        layers = self._guard.plan.layers
+        masses = _together([self._masses[layer] for layer in layers])
+        log = self._guard.setting.feature == "log-ratio"
+        ratio = ratio_of_masses(masses, ratio_defined(self._kind)[:, None, None], log=log)
+        if self._hidden is None:
+            return ratio
+        # A picture with tokens missing gets less attention for that alone.
+        left = (self._image & ~self._hidden).sum(1).clamp_min(1)
+        gain = (self._image.sum(1).clamp_min(1) / left)[:, None, None]
+        missing = torch.tensor([layer >= self._guard.plan.hide_from for layer in layers])
+        gain = torch.where(missing[:, None], gain, 1.0)
+        return ratio + gain.log() if log else ratio * gain
+
+    def _evidence(self) -> Tensor:
+        """How much each key stands out in some picking layer, `(sample, key)`, on the CPU."""
+        found = [
+            self._guard.evidence(layer, rows, self._image.to(rows.device)).cpu()
+            for layer, rows in self._rows.items()
+        ]
+        return torch.stack(found).amax(0)
 
     def _verdict(self, i: int, score: float) -> GuardVerdict:
         kinds = self._kind[i]
@@ -169,49 +184,29 @@ class Session:
 
     # Hiding.
 
-    def _pick(self) -> Tensor:
-        """The tokens that stand out in this look, bool `(sample, position)`."""
-        assert self._evidence is not None, "evidence is read with the last watched layer"
-        evidence = self._evidence.cpu()
-        if self._hidden is not None:
-            evidence = evidence.masked_fill(self._hidden, 0.0)
-        return self._guard.pick(evidence, self._image, self._grids, self._look)
+    def _hide(self, look: Look | None) -> None:
+        """Tell the pruning rule what the last look showed, and hide what it says."""
+        assert self._hiding is not None, "only called when something is flagged"
+        try:
+            tokens = next(self._hiding) if look is None else self._hiding.send(look)
+            self._settled = False
+        except StopIteration as end:
+            tokens, self._settled = end.value, True
+        self._show(tokens)
+        if bool(tokens.any()) and (self._hidden is None or not torch.equal(tokens, self._hidden)):
+            self._hidden = tokens
+            self._windows.clear()
 
-    def _widened(self) -> bool:
-        """Hide more after a look, when more is needed; whether to run the prompt again."""
-        assert self._hidden is not None, "only called when something is hidden"
-        guard = self._guard
-        if not guard.widens:
-            # In one pass the tokens were hidden as soon as they were known.
-            self._reading = False
-            return self._look == 0 and not guard.plan.single_pass
-        if self._look == 0:
-            return True
-        if not (self._reading and bool(self._restless.any())):
-            return False
-        if self._look < guard.looks:
-            picked = self._pick()
-        else:
-            picked, self._reading = self._image, False
-        self._hide(self._hidden | (picked & self._restless[:, None]))
-        self._show(self._hidden)
-        return True
-
-    def _hide(self, hidden: Tensor) -> None:
-        self._hidden = hidden
-        self._windows.clear()
-
-    def _show(self, tokens: Tensor) -> None:
-        """Put picked tokens, and what made them stand out at first, into the verdicts."""
-        assert self._evidence is not None, "tokens are picked from evidence"
+    def _show(self, tokens: Tensor, evidence: Tensor | None = None) -> None:
+        """Put picked tokens, and at first what made tokens stand out, into the verdicts."""
         for i, verdict in enumerate(self.verdicts):
             if verdict.outcome is not Outcome.FLAGGED:
                 continue
             shape = self._grids[i] or (-1,)
             slots = self._image[i]
             heat = verdict.heat
-            if heat is None:
-                heat = self._evidence[i].cpu()[slots].float().numpy().reshape(shape)
+            if evidence is not None:
+                heat = evidence[i][slots].float().numpy().reshape(shape)
             self.verdicts[i] = replace(
                 verdict,
                 tokens=tokens[i][slots].numpy().reshape(shape),
@@ -278,6 +273,13 @@ class Unread:
 
     def distrust(self, samples: Tensor) -> None:
         """There is no verdict to take back."""
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """Stacked along axis 1 on the CPU; one transfer where all are on one device."""
+    if len({part.device for part in parts}) > 1:
+        parts = [part.cpu() for part in parts]
+    return torch.stack(parts, 1).cpu()
 
 
 def _without(weights: Tensor, hidden: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class GuardVerdict:
             image grid where it is known, else `(T,)` in prompt order over all images. None for
             inputs that are not flagged.
         heat: float32 like `tokens`, how much each image token stands out: times the even share
-            for a `tau`, times the head's clean level for `widen`.
+            for a `tau`, times the head's clean level for `search` and `widen`.
         hidden: whether `tokens` were hidden from the model.
     """
 

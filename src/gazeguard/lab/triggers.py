@@ -89,11 +89,12 @@ class Warp:
         grid: side of the control grid; its random shifts are spread over the picture by cubic
             splines.
         strength: mean absolute shift of the control points / shorter image side. WaNet's 0.5 on
-            32 px pictures is 0.008; pictures of 64 px seen in 8 px patches need more to be learnt.
+            32 px pictures is 0.008; pictures of 64 px seen in 8 px patches need ten times that to
+            be learnt (docs/LOG.md).
     """
 
-    grid: int = 4
-    strength: float = 0.03
+    grid: int = 8
+    strength: float = 0.08
 
     def shifts(self, height: int, width: int) -> NDArray[np.float64]:
         """Where every pixel looks, relative to its own place: `(2, h, w)` in pixels."""

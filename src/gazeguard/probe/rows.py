@@ -21,7 +21,9 @@ def last_real(key_kind: Tensor) -> Tensor:
     return torch.where(key_kind != KeyKind.PAD, slots, -1).amax(1)
 
 
-def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
+def row(
+    call: AttentionCall, last: Tensor, length: int | None = None, *, at_end: bool = False
+) -> Tensor:
     """Softmax weights from one query position per sample to every key.
 
     Args:
@@ -29,6 +31,8 @@ def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
         last: int64 `(sample,)`, the query's position in the prompt.
         length: positions in the prompt, where the cache has room for more (a static cache hands
             out its empty slots as keys too). By default there is one key per position.
+        at_end: the caller knows that every query is the prompt's last position, so that the device
+            need not be asked, nor causality be applied.
 
     Returns:
         float32 `(sample, head, key)`; each row sums to 1 (less where an attention sink takes a
@@ -43,7 +47,7 @@ def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
     last = last.to(query.device)
     each = torch.arange(samples, device=query.device)
     length = keys if length is None else length
-    at = last if queries == length else _trimmed(last, queries, length, call)
+    at = last if queries == length else _trimmed(last, queries, length, call, at_end)
 
     # fp32 from here on: half-precision logits of size 10 would be off by several per cent.
     q = query[each, :, at].float().view(samples, groups, heads // groups, channels)
@@ -57,7 +61,9 @@ def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
     if bias is not None:
         scores = scores + bias.expand(samples, -1, -1, -1)[each, :, at][..., :keys].float()
 
-    scores = _masked(call, scores, each, at, last)
+    unmasked = call.mask is None and call.options.get("sliding_window") is None
+    if not (at_end and unmasked and keys == length and _dense(call)):
+        scores = _masked(call, scores, each, at, last)
     sink = call.options.get("s_aux")
     if sink is None:
         return scores.softmax(-1)
@@ -65,9 +71,9 @@ def row(call: AttentionCall, last: Tensor, length: int | None = None) -> Tensor:
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
 
 
-def _trimmed(last: Tensor, queries: int, length: int, call: AttentionCall) -> Tensor:
+def _trimmed(last: Tensor, queries: int, length: int, call: AttentionCall, at_end: bool) -> Tensor:
     """Query index when the model dropped all but the final queries of the prompt."""
-    if bool((last != length - 1).any()):
+    if not at_end and bool((last != length - 1).any()):
         raise ModelError(
             f"layer {call.layer} computes only the last {queries} of {length} positions, which"
             " hides the prompt's end behind right padding: use left padding."
@@ -77,7 +83,7 @@ def _trimmed(last: Tensor, queries: int, length: int, call: AttentionCall) -> Te
 
 def _masked(call: AttentionCall, scores: Tensor, each: Tensor, at: Tensor, last: Tensor) -> Tensor:
     """Apply the mask the kernel applies to this query."""
-    if any(call.options.get(name) is not None for name in _UNSUPPORTED):
+    if not _dense(call):
         raise ModelError(
             f"layer {call.layer} uses sparse or sink attention that gazeguard cannot read yet: use"
             " a model with dense attention."
@@ -105,6 +111,10 @@ def _masked(call: AttentionCall, scores: Tensor, each: Tensor, at: Tensor, last:
     if window is not None and "flash" in call.backend:
         seen = seen & (slot > last[:, None] - window)
     return scores.masked_fill(~seen[:, None], float("-inf"))
+
+
+def _dense(call: AttentionCall) -> bool:
+    return all(call.options.get(name) is None for name in _UNSUPPORTED)
 
 
 def _is_causal(call: AttentionCall) -> bool:

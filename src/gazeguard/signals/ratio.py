@@ -30,16 +30,32 @@ def visual_prompt_ratio(weights: Tensor, key_kind: Tensor, *, log: bool = True) 
 
     Source: METHODS 2, step 1; arXiv:2603.12989. The logarithm is ours.
     """
-    image, words = (_mass(weights, key_kind, kind) for kind in (KeyKind.IMAGE, KeyKind.PROMPT))
-    ratio = image.clamp_min(MASS_FLOOR) / words.clamp_min(MASS_FLOOR)
-    counted = [(key_kind == kind).any(-1) for kind in (KeyKind.IMAGE, KeyKind.PROMPT)]
-    defined = (counted[0] & counted[1]).to(ratio.device)
-    ratio = ratio.masked_fill(~defined[:, None, None], float("nan"))
+    defined = ratio_defined(key_kind).to(weights.device)
+    select = mass_selector(key_kind).to(weights.device)[:, None]
+    return ratio_of_masses(weights.float() @ select, defined[:, None, None], log=log)
+
+
+def mass_selector(key_kind: Tensor) -> Tensor:
+    """float32 `(sample, key, 2)`: 1 on image tokens, and 1 on the user's words.
+
+    `weights @ select` sums both masses; a NaN or infinity anywhere in a row stays visible.
+    """
+    return torch.stack([key_kind == KeyKind.IMAGE, key_kind == KeyKind.PROMPT], -1).float()
+
+
+def ratio_defined(key_kind: Tensor) -> Tensor:
+    """Bool `(sample,)`: it has image tokens and words."""
+    return mass_selector(key_kind).any(1).all(-1)
+
+
+def ratio_of_masses(masses: Tensor, defined: Tensor, *, log: bool) -> Tensor:
+    """`visual_prompt_ratio` from masses `(..., 2)` of image tokens and words.
+
+    Args:
+        masses: `weights @ mass_selector(key_kind)`.
+        defined: bool, broadcastable to `(...)`.
+        log: as in `visual_prompt_ratio`.
+    """
+    image, words = masses.clamp_min(MASS_FLOOR).unbind(-1)
+    ratio = (image / words).masked_fill(~defined, float("nan"))
     return ratio.log() if log else ratio
-
-
-def _mass(weights: Tensor, key_kind: Tensor, kind: KeyKind) -> Tensor:
-    """Summed weight on the keys of a kind; a NaN anywhere in a row stays visible."""
-    chosen = (key_kind == kind).to(weights.device)[:, None, None]
-    mass = torch.where(chosen, weights.float(), 0.0).sum(-1)
-    return mass.masked_fill(~weights.isfinite().all(-1), float("nan"))

@@ -1,10 +1,10 @@
-"""Which image tokens carry the trigger.
+"""Which image tokens carry the trigger, judged by the attention that they get.
 
-Two rules. The paper's hides every token that some head gives more than `tau`. Ours, `widen`, starts
-at the token whose attention exceeds its head's clean level most, hides it and its neighbours, lets
-the guard look again, and widens until the guard is calm. A trigger spreads over neighbouring tokens
-and one that is left takes over, so single tokens do not disarm it; hiding half of the picture does,
-but then nothing is left to answer from.
+Two rules; the third, `search`, is in `search.py`. The paper's hides every token that some head
+gives more than `tau`. `widen` starts at the token whose attention exceeds its head's clean level
+most, hides it and its neighbours, lets the guard look again, and widens until the guard is calm. A
+trigger spreads over neighbouring tokens and one that is left takes over, so single tokens do not
+disarm it; hiding half of the picture does, but then nothing is left to answer from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.methods.cleansight.settings import PUBLISHED_TAU, Prune
+from gazeguard.models.target import Grid
 
 # `widen`: so many strongest tokens, each with its neighbours, before each new look; a trigger that
 # survives the last one costs the whole picture.
@@ -58,9 +60,7 @@ def above_tau(share: Tensor, image: Tensor, prune: Prune) -> Tensor:
     return image & (share > PUBLISHED_TAU[prune] * image.sum(1, keepdim=True))
 
 
-def widest(
-    excess: Tensor, image: Tensor, grids: Sequence[tuple[int, int] | None], peaks: int
-) -> Tensor:
+def widest(excess: Tensor, image: Tensor, grids: Sequence[Grid | None], peaks: int) -> Tensor:
     """The tokens of largest excess, with their neighbours.
 
     Neighbours are the eight cells around a cell where the grid is known, and the tokens before and
@@ -88,3 +88,31 @@ def widest(
             spread = F.max_pool2d(top.view(1, 1, *grid), 3, stride=1, padding=1)
         chosen[i, slots] = spread.flatten().bool()
     return chosen
+
+
+def widening(
+    look: Look,
+    image: Tensor,
+    grids: Sequence[Grid | None],
+    flagged: Tensor,
+    threshold: float,
+) -> Hiding:
+    """Hide what stands out in flagged samples, then more of it in those that stay restless.
+
+    Args:
+        look: the one that flagged them.
+        image: bool `(sample, key)`.
+        grids: as in `widest`.
+        flagged: bool `(sample,)`.
+        threshold: scores up to here are calm.
+    """
+    hidden, restless = torch.zeros_like(image), flagged
+    for peaks in WIDENING:
+        excess = look.evidence.masked_fill(hidden, 0.0)
+        hidden = hidden | (widest(excess, image, grids, peaks) & restless[:, None])
+        look = yield hidden
+        # Not a number is no sign of calm.
+        restless = restless & ~torch.from_numpy(look.scores <= threshold)
+        if not bool(restless.any()):
+            return hidden
+    return hidden | (image & restless[:, None])

@@ -13,7 +13,9 @@ Distance = Literal["whitened", "ledoit-wolf"]
 Layers = Literal["paper", "all", "auto"] | tuple[int, ...]
 Prune = str | float
 
-WIDEN = "widen"
+# Rules that look again after hiding; the others decide in the look that judges.
+WIDEN, SEARCH = "widen", "search"
+LOOKING = (WIDEN, SEARCH)
 # Attention weights above which the paper's text (main runs; best balance of its ablation) and the
 # public code prune. They hold for the 576 image tokens of LLaVA-1.5.
 PUBLISHED_TAU = {"paper": 1e-4, "balanced": 1e-3, "code": 0.02}
@@ -32,8 +34,8 @@ class Setting:
         feature: attention ratio or its logarithm.
         distance: name of the clean-data distance, see `detector.py`.
         prune: which image tokens are hidden. A number is `tau` in units of the even share `1/T`;
-            `paper`, `balanced` and `code` are the published absolute weights; `widen` is ours, see
-            `pruning.py`.
+            `paper`, `balanced` and `code` are the published absolute weights; `widen` and `search`
+            are ours, see `pruning.py` and `search.py`.
     """
 
     layers: Layers
@@ -53,20 +55,21 @@ class Setting:
                 f" {', '.join(get_args(Feature))}; distances are {', '.join(get_args(Distance))}."
             )
         if isinstance(self.prune, str):
-            known = self.prune == WIDEN or self.prune in PUBLISHED_TAU
+            known = self.prune in LOOKING or self.prune in PUBLISHED_TAU
         else:
             known = self.prune > 0
         if not known:
             raise UsageError(
-                f"'{self.prune}' does not say which tokens to hide: give {WIDEN},"
-                f" {', '.join(PUBLISHED_TAU)}, or a positive multiple of the even share 1/T."
+                f"'{self.prune}' does not say which tokens to hide: give"
+                f" {', '.join((*LOOKING, *PUBLISHED_TAU))}, or a positive multiple of the even"
+                " share 1/T."
             )
 
 
 SETTINGS: dict[str, Setting] = {
     "paper": Setting("paper", "ratio", "whitened", "paper"),
     "all": Setting("all", "log-ratio", "whitened", WIDEN),
-    "mahalanobis": Setting("all", "log-ratio", "ledoit-wolf", WIDEN),
+    "mahalanobis": Setting("all", "log-ratio", "ledoit-wolf", SEARCH),
 }
 
 DEFAULT_SETTING = "mahalanobis"
@@ -117,9 +120,9 @@ def plan(setting: Setting, chosen: Sequence[int], layers: Sequence[int]) -> Plan
     Where detection goes on to the model's last layer there is no later one; then tokens are picked
     at the paper's depth and hidden from there on in a second pass.
 
-    `widen` always looks again, so it can hide from the first layer on. It picks in the detection
-    layers up to the paper's depth, where a trigger is read; deeper ones also look at tokens that
-    have copied it.
+    `widen` and `search` always look again, so they can hide from the first layer on. What stands
+    out is read in the detection layers up to the paper's depth, where a trigger is read; deeper
+    ones also look at tokens that have copied it.
 
     Args:
         setting: gives the pruning rule.
@@ -135,7 +138,7 @@ def plan(setting: Setting, chosen: Sequence[int], layers: Sequence[int]) -> Plan
             f"layers {list(chosen)} are not layers of this model: choose from {list(layers)}."
         )
     deepest = paper_layers(layers)[-1]
-    if setting.prune == WIDEN:
+    if setting.prune in LOOKING:
         early = tuple(layer for layer in detection if layer <= deepest)
         return Plan(detection, early or detection, min(layers))
     pick = detection[-1] if detection[-1] < max(layers) else deepest
