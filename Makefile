@@ -43,6 +43,7 @@ fix: $(VENV)/.dev
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
 	$(BIN)/python -m gazeguard.bench.bye
 	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
+	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
 

@@ -37,8 +37,18 @@ def read(folder: Path) -> list[Result]:
     return [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))]
 
 
-def page(results: list[Result], speed: Result | None, guard: list[Result]) -> str:
-    """The whole document: BYE's cells, the speed figures, the guard's cells."""
+def _stored(path: Path) -> Result | None:
+    """A result that may not be there yet."""
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def page(
+    results: list[Result],
+    speed: Result | None,
+    guard: list[Result],
+    cost: Result | None = None,
+) -> str:
+    """The whole document: BYE's cells, the guard's cells and its cost, the speed figures."""
     poisoned = [r for r in results if r["cell"]["trigger"] not in ("none", "resize-only")]
     parts = [HEAD, "## BYE on poisoned sets: are the rows found?\n", _detection(poisoned)]
     parts += ["## After cleaning: fine-tune again on the kept rows\n", _refit(poisoned)]
@@ -46,8 +56,10 @@ def page(results: list[Result], speed: Result | None, guard: list[Result]) -> st
     parts += ["## BYE, every run\n", _runs(results)]
     if guard:
         parts += [guard_tables(guard)]
+    if cost is not None:
+        parts += [COST_HEAD, _figures(cost, "guard_cost")]
     if speed is not None:
-        parts += ["## Speed and memory\n", _speed(speed)]
+        parts += ["## Speed and memory\n", _figures(speed, "speed")]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -142,12 +154,22 @@ def _runs(results: list[Result]) -> str:
     return "\n".join(lines) + "\n\n" + note
 
 
-def _speed(speed: Result) -> str:
-    machine = speed["machine"]
+COST_HEAD = """## What the guard costs
+
+"Plain" is the same call without the guard, its neighbour in time. The settings in brackets run with
+a threshold that flags nothing; requests that are flagged have lines of their own: such a prompt is
+read again until hiding tokens calms the guard ("never calm": until every trial was in vain). Ratios
+are medians over pairs, in brackets their 95 % interval (by order statistics; below six pairs, and
+for what is no ratio, the range). Added memory leaves out weights and inputs.
+"""
+
+
+def _figures(measured: Result, module: str) -> str:
+    machine = measured["machine"]
     words = ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)
-    lines = [f"One run of `python -m gazeguard.bench.speed` ({words}).\n"]
+    lines = [f"One run of `python -m gazeguard.bench.{module}` ({words}).\n"]
     lines += ["| figure | value | target |", "|---|---|---|"]
-    lines += [row([f["name"], f["text"], f["target"]]) for f in speed["figures"]]
+    lines += [row([f["name"], f["text"], f["target"]]) for f in measured["figures"]]
     return "\n".join(lines) + "\n"
 
 
@@ -161,9 +183,8 @@ def _what(result: Result) -> tuple[str, float, str]:
 
 def main(results: Path, out: Path) -> None:
     """Write the page."""
-    speed = results / "speed.json"
-    measured = json.loads(speed.read_text("utf-8")) if speed.exists() else None
-    made = page(read(results / "bye"), measured, read(results / "guard"))
+    speed, cost = (_stored(results / f"{name}.json") for name in ("speed", "guard_cost"))
+    made = page(read(results / "bye"), speed, read(results / "guard"), cost)
     out.write_text(made, encoding="utf-8")
 
 

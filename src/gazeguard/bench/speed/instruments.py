@@ -23,7 +23,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and range of `n` repeats."""
+    """Median of `n` repeats, with their range (or, where its maker says so, an interval)."""
 
     median: float
     low: float

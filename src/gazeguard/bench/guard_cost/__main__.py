@@ -1,0 +1,114 @@
+"""The command: three prompt lengths, the public way, flagged requests; one JSON file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+
+from gazeguard.assets import ADAPTER, BASE
+from gazeguard.bench.guard_cost.costs import Effort, Part, clean_traffic, flagged, public_way
+from gazeguard.bench.guard_cost.subject import ALWAYS, SHOWN, calibrated, clean, triggered
+from gazeguard.bench.speed.__main__ import table
+from gazeguard.bench.speed.forward import Size, random_llava
+from gazeguard.bench.speed.instruments import Figure, machine
+from gazeguard.files import write_bytes
+from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_BATCH = 8  # as many short requests as `gazeguard serve` answers at once
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model folder, and how often to measure what."""
+
+    name: str
+    folder: Path
+    effort: Effort
+
+
+def cases(work: Path, quick: bool) -> Iterator[Case]:
+    """From prompts that cost mostly overhead to long ones; the last one is for the public way."""
+    if quick:
+        size = Size(grid=4, layers=2, hidden=64, heads=4)
+        folder = random_llava(work / "llava", size)
+        yield Case("small llava", folder, Effort(memory=1, public=1, steps=2, batch=_BATCH))
+        return
+    # Short prompts take many repeats: a few per cent are less than the noise of one.
+    lab = Effort(first=101, step=31, memory=7, flagged=5, batch=_BATCH)
+    yield Case("lab base", BASE, lab)
+    for grid, effort in ((24, Effort(first=31, step=21)), (48, Effort(15, 11, public=5))):
+        name = f"llava of {grid**2:,} image tokens"
+        yield Case(name, random_llava(work / name, Size(grid=grid)), effort)
+
+
+def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]]:
+    """Every part of the benchmark, by name."""
+    for case in cases(work, quick):
+        guards, effort = work / f"guards of {case.name}", case.effort
+        subject = calibrated(case.folder, guards)
+        yield case.name, clean_traffic(subject, guards, effort, threads)
+        restless = subject.guard(DEFAULT_SETTING, ALWAYS)
+        found = flagged(
+            subject, clean(effort.batch), restless, effort.flagged, "flagged, never calm"
+        )
+        yield f"{case.name}, never calm", found
+        if effort.public:
+            yield f"{case.name}, public way", public_way(subject, effort)
+    attacked = calibrated(BASE, work / "guards of the attacked", ADAPTER, known=120, alpha=0.05)
+    guard, asked = attacked.guards[DEFAULT_SETTING], triggered(_BATCH, attacked)
+    yield (
+        "real triggers",
+        flagged(attacked, asked, guard, 1 if quick else 5, "flagged, real triggers"),
+    )
+
+
+@click.command()
+@click.option("--out", type=_FILE, required=True, help="JSON file to write.")
+@click.option("--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures.")
+@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
+def main(out: Path, quick: bool, threads: int) -> None:
+    """Measure what the guard costs, print a table, write the numbers as JSON."""
+    began = time.perf_counter()
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("gazeguard").setLevel(logging.ERROR)
+    about = machine(threads)
+    figures: list[Figure] = []
+    raw: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for name, (found, numbers) in measured(Path(work), quick, threads):
+            # One repeat is noise: its figures have no bound to meet.
+            figures += [replace(x, at_most=None, at_least=None) if quick else x for x in found]
+            raw[name] = numbers
+            click.echo(f"{name}: done after {time.perf_counter() - began:.0f} s", err=True)
+    result = {
+        "schema_version": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": quick,
+        "machine": about,
+        "settings": list(SHOWN),
+        "seconds": round(time.perf_counter() - began, 1),
+        "figures": [figure.as_json() for figure in figures],
+        "raw": raw,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
+    click.echo(table(figures))
+    click.echo(f"{about['cpu']}, {threads} of {about['cores']} cores; wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
