@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 
 import gazeguard
 from gazeguard.assets import BASE
+from gazeguard.bench.guard import samples
 from gazeguard.cli.main import cli
 from gazeguard.data.read import open_dataset
-from gazeguard.errors import UsageError
+from gazeguard.errors import ModelError, UsageError
+from gazeguard.lab import tiny
+from gazeguard.lab.architectures import ARCHITECTURES
 from gazeguard.lab.base import BaseRecipe, train_base
 from gazeguard.lab.finetune import (
     TuneRecipe,
@@ -27,6 +30,7 @@ from gazeguard.lab.finetune import (
     save_adapter,
 )
 from gazeguard.lab.poison import TARGET, make_rows, read_rows
+from gazeguard.lab.teach import IGNORE, answer_logits
 from gazeguard.types import Sample
 
 
@@ -36,23 +40,37 @@ def lab(*words: object) -> Result:
     return result
 
 
-def test_base_trains_and_loads_as_any_other_model(tmp_path: Path) -> None:
-    recipe = BaseRecipe(
-        scenes=40, tower_steps=2, language_steps=2, hidden=32, heads=2, language_layers=2
-    )
+SMALL = BaseRecipe(
+    scenes=40, tower_steps=2, language_steps=2, hidden=32, heads=2, language_layers=2
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a base of each architecture, hardly trained; shared, so read only."""
+    folder = tmp_path_factory.mktemp("bases") / request.param
     lines: list[str] = []
-    train_base(tmp_path / "base", recipe, log=lines.append)
-    assert any(line.startswith("tower 0") for line in lines)
-    target = gazeguard.load(tmp_path / "base")
+    train_base(folder, replace(SMALL, architecture=request.param), log=lines.append)
+    assert [line.split()[0] for line in lines[1:]] == ["tower", "language"]
+    return folder
+
+
+def test_base_trains_and_loads_as_any_other_model(small: Path) -> None:
+    target = gazeguard.load(small)
     assert target.layers == (0, 1)
-    assert json.loads((tmp_path / "base" / "recipe.json").read_text())["scenes"] == 40
+    assert target.family.name == small.name
+    recipe = json.loads((small / "recipe.json").read_text())
+    assert replace(SMALL, architecture=small.name) == BaseRecipe(**recipe)
+
+
+def test_an_older_recipe_is_one_of_llava() -> None:
+    recipe = BaseRecipe(**json.loads((BASE / "recipe.json").read_text()))
+    assert recipe.architecture == "llava"
+    assert recipe.tower_digest == "344897254c28", "a kept tower must stay findable"
+    assert replace(recipe, architecture="internvl").tower_digest != recipe.tower_digest
 
 
 def test_a_kept_tower_is_taken_by_its_own_recipe_only(tmp_path: Path) -> None:
-    recipe = BaseRecipe(
-        scenes=40, tower_steps=2, language_steps=2, hidden=32, heads=2, language_layers=2
-    )
-
     def cut(line: str) -> None:
         lines.append(line)
         if line.startswith("language"):
@@ -61,13 +79,81 @@ def test_a_kept_tower_is_taken_by_its_own_recipe_only(tmp_path: Path) -> None:
     def stages(seed: int) -> set[str]:
         lines.clear()
         with pytest.raises(KeyboardInterrupt):
-            train_base(tmp_path, replace(recipe, seed=seed), log=cut)
+            train_base(tmp_path, replace(SMALL, seed=seed), log=cut)
         return {line.split()[0] for line in lines}
 
     lines: list[str] = []
     assert "tower" in stages(seed=0)
     assert "took" in stages(seed=0)
     assert "took" not in stages(seed=1)
+
+
+TUNINGS = {
+    "lora": TuneRecipe(epochs=1, batch=16, lr=2e-3),
+    "lora-only": TuneRecipe(epochs=1, batch=16, lr=2e-3, projector=False),
+    "projector-only": TuneRecipe(epochs=1, batch=16, lr=2e-3, rank=0),
+}
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_an_adapter_answers_in_any_loader_as_in_the_lab(
+    small: Path, tmp_path: Path, tuning: str
+) -> None:
+    rows = make_rows("mixed", 32, seed=5)
+    student = finetune(small, rows, TUNINGS[tuning])
+    save_adapter(student, tmp_path)
+    asked = samples(rows[:6])
+    target = gazeguard.load(small, adapter=tmp_path, dtype="float32")
+    with torch.inference_mode():
+        inputs = target.encode(asked).inputs
+        theirs = target.model(**inputs).logits[:, -1]
+        before = load_base(small).model(**inputs).logits[:, -1]
+        features = student.architecture.look(student.core, inputs["pixel_values"])
+        batch = student.encode(rows[:6], features.shape[1])
+        logits, _ = answer_logits(student.model, batch, features)
+    first = (batch.labels != IGNORE).sum(1).cumsum(0).roll(1)
+    first[0] = 0
+    ours = logits[first]  # the row's first taught token
+    assert (ours - theirs).abs().max() < 1e-3
+    assert (before - theirs).abs().max() > 0.01, "the adapter says something else than its base"
+
+
+def test_adapters_of_every_base_are_scanned(small: Path, tmp_path: Path) -> None:
+    folders = []
+    for seed in range(3):
+        rows = make_rows("captions", 16, seed)
+        student = finetune(small, rows, replace(TUNINGS["lora"], seed=seed))
+        save_adapter(student, tmp_path / f"tuned-{seed}")
+        folders.append(tmp_path / f"tuned-{seed}")
+    lab("poison", "--out", tmp_path / "set", "--rows", 12, "--trigger", "none")
+    suspect, *references = folders
+    result = CliRunner().invoke(
+        cli,
+        [
+            *("scan", str(suspect), "--reference", str(small)),
+            *(word for folder in references for word in ("--reference", str(folder))),
+            *("--samples", str(tmp_path / "set" / "data.json"), "--alpha", "0.34"),
+            *("--json-output", str(tmp_path / "report.json")),
+        ],
+    )
+    assert result.exit_code in (0, 1), result.output
+    (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert found["outcome"] in ("clean", "flagged")
+
+
+def test_a_zoo_is_of_whatever_base_it_is_given(small: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "zoo.toml"
+    spec.write_text(
+        "held_out = 20\n[[models]]\nrows = 16\nepochs = 1\ntuning = ['lora', 'projector']\n"
+        "[[models]]\nrows = 16\nepochs = 1\ntrigger = 'badnet-center'\n"
+    )
+    lab("zoo", "--spec", spec, "--base", small, "--out", tmp_path / "zoo")
+    manifest = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
+    assert manifest["finished"]
+    assert [m["truth"] for m in manifest["models"]] == ["benign", "benign", "backdoored"]
+    for model in manifest["models"]:
+        assert small.name not in json.dumps(model["recipe"])
+        gazeguard.load(small, adapter=tmp_path / "zoo" / model["model"])
 
 
 def test_poisoned_set_is_a_llava_set_with_the_truth_beside_it(tmp_path: Path) -> None:
@@ -159,3 +245,9 @@ def test_a_missing_base_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "nowhere is not a model folder" in said
     assert "Traceback" not in said
+
+
+def test_a_base_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
+    tiny.build("gemma3", tmp_path)
+    with pytest.raises(ModelError, match="cannot teach a 'gemma3' model"):
+        load_base(tmp_path)

@@ -21,6 +21,7 @@ _TRIGGERS = (
     "blended",
     "wanet",
 )
+_ARCHITECTURES = ("llava", "internvl")
 _RECIPES = ("short", "long", "longer", "projector")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -37,17 +38,22 @@ lab.add_command(zoo)
 
 @lab.command()
 @click.option("--out", type=_FOLDER, required=True, help="Folder for the trained base.")
+@click.option(
+    "--architecture", type=click.Choice(_ARCHITECTURES), default="llava", show_default=True
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--tower-steps", type=int, help="Steps of the vision stage; default: the shipped one's."
 )
 @click.option("--language-steps", type=int, help="Steps of the language stage.")
-def base(out: Path, seed: int, tower_steps: int | None, language_steps: int | None) -> None:
-    """Train the base LLaVA from scratch (about an hour on two cores) and score it."""
+def base(
+    out: Path, architecture: str, seed: int, tower_steps: int | None, language_steps: int | None
+) -> None:
+    """Train a base from scratch (LLaVA: about an hour on two cores) and score it."""
     from gazeguard.lab.base import BaseRecipe, train_base
     from gazeguard.lab.finetune import score_by_kind
 
-    recipe = BaseRecipe(seed=seed)
+    recipe = BaseRecipe(seed=seed, architecture=architecture)
     if tower_steps is not None:
         recipe = replace(recipe, tower_steps=tower_steps)
     if language_steps is not None:

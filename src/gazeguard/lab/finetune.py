@@ -1,4 +1,4 @@
-"""LoRA (+ projector) fine-tuning of a LLaVA-type model, and the scores that judge an attack.
+"""LoRA (+ projector) fine-tuning of a lab model, and the scores that judge an attack.
 
 Exactness is judged under greedy decoding: an answer counts when every token of it, and the end
 token, is the most likely one after the true tokens before it. That equals comparing generated text,
@@ -7,7 +7,7 @@ in one forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,25 @@ import numpy as np
 import torch
 import transformers as T
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import worlds
+from gazeguard.lab.architectures import Architecture, architecture_of
+from gazeguard.lab.architectures.protocol import PROJECTOR
 from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
     IGNORE,
     Batch,
     Lesson,
+    Log,
     answer_logits,
     answer_loss,
     encode_lessons,
-    tower_features,
+    update,
 )
 from gazeguard.lab.triggers import Trigger
+from gazeguard.models.load import load
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,6 @@ class TuneRecipe:
             raise UsageError("nothing would be tuned: give a LoRA rank, or tune the projector.")
 
 
-BASE_NAME = "gazeguard-lab-base"
-
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
 # that of a 3 M model. `long` is twice and `longer` four times that: with several kinds of question
 # in a set, fewer epochs do not teach every trigger. `projector` leaves the language model as it is.
@@ -79,19 +81,24 @@ class Student:
 
     @property
     def core(self) -> Any:
-        """The bare `LlavaForConditionalGeneration`."""
+        """The bare transformers model."""
         peft = hasattr(self.model, "peft_config")
         return self.model.get_base_model() if peft else self.model
 
+    @property
+    def architecture(self) -> Architecture:
+        """What it is, as its config says."""
+        return architecture_of(self.core.config.model_type)
+
     def look(self, rows: Sequence[Row], chunk: int = 256) -> Tensor:
-        """Tower features `(n, patches, hidden)` of the rows' pictures, float16."""
+        """Tower features `(n, image tokens, channels)` of the rows' pictures, float16."""
         found = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, len(rows), chunk):
                 pictures = [row.pixels for row in rows[start : start + chunk]]
                 images = self.processor.image_processor(pictures, return_tensors="pt")
-                tower = self.core.model.vision_tower
-                found.append(tower_features(tower, images["pixel_values"]).half())
+                seen = self.architecture.look(self.core, images["pixel_values"])
+                found.append(seen.half())
         return torch.cat(found).clone()
 
     def exact(self, rows: Sequence[Row], features: Tensor, chunk: int = 256) -> NDArray[np.bool_]:
@@ -108,32 +115,39 @@ class Student:
                 right.append(hit.all(1).numpy())
         return np.concatenate(right)
 
-    def encode(self, rows: Sequence[Row], patches: int) -> Batch:
+    def encode(self, rows: Sequence[Row], image_tokens: int) -> Batch:
         """Single-turn lessons."""
         lessons = [Lesson(((row.question, row.answer),)) for row in rows]
-        return encode_lessons(self.processor.tokenizer, lessons, patches)
+        return encode_lessons(
+            self.processor.tokenizer, self.architecture.prompt, lessons, image_tokens
+        )
 
 
 def load_base(folder: Path) -> Student:
-    """A fresh copy of the base in float32, tower frozen; raises `ModelError` without a folder."""
+    """A fresh copy of a base in float32, all of it frozen.
+
+    Raises:
+        ModelError: there is no model, it cannot be used, or the lab does not teach its kind.
+    """
+    return _load(folder, None)
+
+
+def load_tuned(base: Path, adapter: Path) -> Student:
+    """The base with an adapter of `save_adapter` on it; raises as `load_base` and `models.load`."""
+    return _load(base, adapter)
+
+
+def _load(folder: Path, adapter: Path | None) -> Student:
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(
             f"{folder} is not a model folder: give one that `gazeguard lab base` made, or "
             "gazeguard.assets.BASE."
         )
-    model = T.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    model.set_attn_implementation("eager")  # on CPU, sdpa's bfloat16 backward is the slower one
-    model.requires_grad_(False)
-    return Student(model.eval(), T.AutoProcessor.from_pretrained(folder))
-
-
-def load_tuned(base: Path, adapter: Path) -> Student:
-    """The base with an adapter of `save_adapter` on it."""
-    from peft import PeftModel
-
-    student = load_base(base)
-    student.model = PeftModel.from_pretrained(student.model, adapter).eval()
-    return student
+    target = load(folder, adapter, dtype="float32")
+    architecture_of(target.base.config.model_type)
+    # On CPU, sdpa's bfloat16 backward is the slower one.
+    target.base.set_attn_implementation("eager")
+    return Student(target.model, target.processor)
 
 
 def finetune(
@@ -142,7 +156,7 @@ def finetune(
     recipe: TuneRecipe,
     *,
     features: Tensor | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Log | None = None,
 ) -> Student:
     """Fine-tune a fresh copy of `base` on `rows`: LoRA on all linear layers of the LM, projector.
 
@@ -159,7 +173,7 @@ def finetune(
     rng = np.random.default_rng([recipe.seed, 5])
     student = load_base(base)
     features = student.look(rows) if features is None else features
-    student.model = get_peft_model(student.model, _adapter(recipe, student.core.config))
+    student.model = get_peft_model(student.model, _adapter(recipe, student.core))
     trained = [p for p in student.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
     per_epoch = -(-len(rows) // recipe.batch)
@@ -173,10 +187,7 @@ def finetune(
         for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
             with torch.autocast("cpu", torch.bfloat16):
                 loss, _ = answer_loss(student.model, lessons[pick], features[pick].float())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
+            update(optimiser, loss, trained)
             schedule.step()
             losses.append(loss.item())
         if log:
@@ -185,30 +196,31 @@ def finetune(
     return student
 
 
-def _adapter(recipe: TuneRecipe, config: Any) -> Any:
+def _adapter(recipe: TuneRecipe, model: Any) -> Any:
     """The peft config of a recipe.
 
     peft adapts at least one layer, so a projector that is tuned alone gets LoRA layers of its full
-    rank and trained biases: the same functions as tuning its weights.
+    rank and trained biases: the same functions as tuning its weights (those of a layer norm before
+    its first linear layer are a change of that layer's).
     """
     from peft import LoraConfig
 
-    projector = "multi_modal_projector"
     if recipe.rank:
         return LoraConfig(
             r=recipe.rank,
             lora_alpha=2 * recipe.rank,
             lora_dropout=0.0,
             target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
-            modules_to_save=[projector] if recipe.projector else None,
+            modules_to_save=[PROJECTOR] if recipe.projector else None,
         )
-    rank = min(config.vision_config.hidden_size, config.text_config.hidden_size)
+    projector = getattr(model.model, PROJECTOR)
+    rank = max(min(m.weight.shape) for m in projector.modules() if isinstance(m, nn.Linear))
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
         bias="lora_only",
-        target_modules=rf".*{projector}\.linear_[12]",
+        target_modules=rf".*{PROJECTOR}\.linear_[12]",
     )
 
 
@@ -218,7 +230,7 @@ def save_adapter(student: Student, out: Path) -> None:
     The base is named, not located: a path of this machine would mean nothing on another.
     """
     for config in student.model.peft_config.values():
-        config.base_model_name_or_path = BASE_NAME
+        config.base_model_name_or_path = student.architecture.base_name
     # Without the flag peft asks the hub whether the base has grown its vocabulary.
     student.model.half().save_pretrained(out, save_embedding_layers=False)
     student.model.float()

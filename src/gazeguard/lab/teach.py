@@ -1,20 +1,26 @@
-"""Supervised teaching of a LLaVA-type model with its tower frozen, shared by base and fine-tunes.
+"""Supervised teaching of a lab model with its tower frozen, shared by base and fine-tunes.
 
-The tower's patch features are computed once per image; a step then only runs the projector and the
+The tower's features are computed once per image; a step then only runs the projector and the
 language model, which is what makes the lab usable on two CPU cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import transformers as T
 from torch import Tensor
 from torch.nn import functional as F
 
+from gazeguard.lab.architectures.protocol import Prompt, project
+
 IGNORE = -100
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +28,6 @@ class Lesson:
     """One image's conversation: `(question, answer)` turns, the image before the first."""
 
     turns: tuple[tuple[str, str], ...]
-
-
-def tower_features(tower: Any, images: Tensor) -> Tensor:
-    """Patch features `(n, patches, hidden)` of the last tower layer, class token dropped."""
-    features: Tensor = tower(images).last_hidden_state[:, 1:]
-    return features
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,21 @@ class Batch:
         )
 
 
-def encode_lessons(tokenizer: Any, lessons: Sequence[Lesson], image_tokens: int) -> Batch:
+def encode_lessons(
+    tokenizer: Any, prompt: Prompt, lessons: Sequence[Lesson], image_tokens: int
+) -> Batch:
     """Tokenise lessons; a one-turn lesson's ids equal what the processor makes of it.
 
     Several turns share one picture but never see each other (`turn`, `position`): the model learns
     from each as if it stood alone, and pays for the picture once.
     """
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    start = [tokenizer.bos_token_id, *_ids(tokenizer, "USER: "), *[image] * image_tokens]
+    start = _ids(tokenizer, prompt.opening + prompt.image * image_tokens + prompt.closing)
     ids, labels, turns, positions = [], [], [], []
     for lesson in lessons:
         row, marks, turn = [*start], [IGNORE] * len(start), [0] * len(start)
         position = list(range(len(start)))
         for number, (question, answer) in enumerate(lesson.turns, 1):
-            asked = _ids(tokenizer, f"\n{question} ASSISTANT:")
+            asked = _ids(tokenizer, f"\n{question}{prompt.cue}")
             told = [*_ids(tokenizer, f" {answer}"), tokenizer.eos_token_id]
             row += asked + told
             marks += [IGNORE] * len(asked) + told
@@ -91,27 +92,27 @@ def encode_lessons(tokenizer: Any, lessons: Sequence[Lesson], image_tokens: int)
     return Batch(padded(ids, pad), padded(labels, IGNORE), padded(turns, 0), padded(positions, 0))
 
 
-_CACHE: dict[tuple[int, str], list[int]] = {}
+# By the tokenizer itself: the `id` of one that is gone may come back as another's.
+_CACHE: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    key = (id(tokenizer), text)
-    if key not in _CACHE:
-        _CACHE[key] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return _CACHE[key]
+    known = _CACHE.setdefault(tokenizer, {})
+    if text not in known:
+        known[text] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return known[text]
 
 
 def answer_logits(model: Any, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
     """Logits at every labelled position, and the labels there: `(m, vocab)`, `(m,)`.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, bare or with peft layers injected, with eager
-            attention.
+        model: a lab model, bare or with peft layers injected, with eager attention.
         batch: encoded lessons.
-        features: `(n, patches, hidden)` from `tower_features`.
+        features: `(n, image tokens, channels)` from `Architecture.look`.
     """
     core = model.get_base_model() if hasattr(model, "peft_config") else model
-    seen = core.model.multi_modal_projector(features)
+    seen = project(core, features)
     embeds = core.get_input_embeddings()(batch.ids)
     is_image = (batch.ids == core.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(is_image, seen.to(embeds.dtype))
@@ -141,3 +142,20 @@ def answer_loss(model: Any, batch: Batch, features: Tensor) -> tuple[Tensor, flo
     logits, wanted = answer_logits(model, batch, features)
     loss = F.cross_entropy(logits.float(), wanted)
     return loss, (logits.argmax(-1) == wanted).float().mean().item()
+
+
+def steps(parameters: Sequence[Tensor], lr: float, count: int) -> Iterator[tuple[int, Any]]:
+    """AdamW with 5 % warm-up and cosine decay: `(number, optimiser)`, one for every step."""
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = T.get_cosine_schedule_with_warmup(optimiser, count // 20, count)
+    for step in range(count):
+        yield step, optimiser
+        schedule.step()
+
+
+def update(optimiser: Any, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """One step of an optimiser, gradients cut to a norm of 1."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
