@@ -84,6 +84,12 @@ class Sample:
         return self.turns
 
     @property
+    def prompt_images(self) -> tuple[int, ...]:
+        """Places in `images` of the images before the first answer, in prompt order."""
+        parts = (part for turn in self.prompt_turns for part in turn.parts)
+        return tuple(part.index for part in parts if isinstance(part, ImagePart))
+
+    @property
     def prompt(self) -> str:
         """The user's words before the first answer."""
         return "\n".join(t.text for t in self.prompt_turns if t.role == "user" and t.text)

@@ -12,6 +12,7 @@ from gazeguard.errors import RowError
 from gazeguard.lab import tiny
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.load import load
+from gazeguard.models.target import ImageTokens
 from gazeguard.probe.attention import attend, probe
 from gazeguard.signals.entropy import visual_mass
 from gazeguard.types import ImagePart, KeyKind, Sample, TextPart, Turn
@@ -35,17 +36,25 @@ IMAGE_TOKENS = {
     "paligemma": (4, 4, 8),
     "gemma3": (4, 4, 8),
 }
-GRIDS = {
-    "llava": ((2, 2), (2, 2), None),
-    "llava_next": (None, None, None),
-    "qwen2_5_vl": ((1, 2), (2, 2), None),
-    "qwen3_vl": ((1, 2), (2, 2), None),
-    "internvl": (None, (2, 2), None),
-    "idefics3": (None, None, None),
-    "smolvlm": (None, None, None),
-    "paligemma": ((2, 2), (2, 2), None),
-    "gemma3": ((2, 2), (2, 2), None),
+# The same per image, with its grid.
+SQUARE, TILES, WIDE = ImageTokens(4, (2, 2)), ImageTokens(20), ImageTokens(12)
+IMAGES = {
+    "llava": ((SQUARE,), (SQUARE,), (SQUARE, SQUARE)),
+    "llava_next": (
+        (ImageTokens(14),),
+        (ImageTokens(24),),
+        (ImageTokens(24), ImageTokens(14)),
+    ),
+    "qwen2_5_vl": (
+        (ImageTokens(2, (1, 2)),),
+        (SQUARE,),
+        (ImageTokens(1, (1, 1)), ImageTokens(6, (2, 3))),
+    ),
+    "internvl": ((WIDE,), (SQUARE,), (SQUARE, WIDE)),
+    "idefics3": ((TILES,), (TILES,), (TILES, TILES)),
 }
+IMAGES |= {"qwen3_vl": IMAGES["qwen2_5_vl"], "smolvlm": IMAGES["idefics3"]}
+IMAGES |= {"paligemma": IMAGES["llava"], "gemma3": IMAGES["llava"]}
 
 
 def eager_rows(target, encoded):
@@ -126,7 +135,7 @@ def test_spans(family, tiny_target, samples):
         assert "not part of the prompt" not in target.processor.tokenizer.decode(ids[i])
     assert torch.equal(kind == KeyKind.IMAGE, ids == target.model.config.image_token_id)
     assert torch.equal(kind == KeyKind.PAD, encoded.inputs["attention_mask"] == 0)
-    assert encoded.grids == GRIDS[family]
+    assert encoded.images == IMAGES[family]
 
 
 @families

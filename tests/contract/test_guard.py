@@ -8,7 +8,7 @@ import torch
 
 from gazeguard.lab import tiny
 from gazeguard.methods.cleansight.settings import Setting
-from gazeguard.models.recognise import frame_of, grids, recognise
+from gazeguard.models.recognise import frame_of, images, recognise
 from gazeguard.probe.attention import attend
 from gazeguard.signals.ratio import visual_prompt_ratio
 from gazeguard.types import KeyKind, Outcome
@@ -17,6 +17,9 @@ from .conftest import sample
 from .guards import mask_edited, rigged, steps
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
+# Whose batches tell several images of a prompt apart, when others in the batch are cut into tiles
+# or put next to each other.
+TOLD_APART = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")
 
 ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
 LATE = Setting("all", "log-ratio", "whitened", 0.05)
@@ -36,7 +39,9 @@ def hidden_slots(encoded, verdicts):
     for i, verdict in enumerate(verdicts):
         if verdict.tokens is not None:
             slots = encoded.key_kind[i] == KeyKind.IMAGE
-            slots[slots.clone()] = torch.from_numpy(verdict.tokens.ravel())
+            slots[slots.clone()] = torch.from_numpy(
+                np.concatenate([one.ravel() for one in verdict.tokens])
+            )
             found[i] = slots
     return found
 
@@ -90,8 +95,8 @@ def test_hidden_tokens_are_those_above_tau(family, tiny_target, samples):
     found = hidden_slots(encoded, w.verdicts)
     expected = reference_tokens(eager, encoded, guard)
     assert torch.equal(torch.stack([found[i] for i in range(3)]), expected)
-    for verdict, grid in zip(w.verdicts, encoded.grids, strict=True):
-        assert verdict.tokens.shape == (grid or (verdict.tokens.size,))
+    for verdict, known in zip(w.verdicts, encoded.images, strict=True):
+        assert [one.shape for one in verdict.tokens] == [image.shape for image in known]
         assert not verdict.hidden, "detect hides nothing"
 
 
@@ -174,14 +179,25 @@ def test_a_batch_of_ones_own_processor_is_recognised(family, tiny_target, sample
         inputs = encoded.inputs
         kind = recognise(target, frame, inputs["input_ids"], inputs["attention_mask"])
         assert torch.equal(kind, encoded.key_kind)
-        assert grids(target, kind, inputs) == encoded.grids
+        found = images(target, kind, inputs)
+        alone = [i for i, one in enumerate(more) if len(one.images) == 1]
+        assert [found[i] for i in alone] == [encoded.images[i] for i in alone]
+        totals = [[sum(image.count for image in one) for one in e] for e in (found, encoded.images)]
+        assert totals[0] == totals[1]
+        if family in TOLD_APART:
+            assert found == encoded.images
+        else:
+            assert [len(one) for one in found] == [1] * len(more), "several images count as one"
     guard = rigged(target, encoded, {1}, ONE_PASS)
     with guard.watch(encoded=encoded) as told, torch.no_grad():
         target.model(**encoded.inputs)
     with guard.watch() as guessed, torch.no_grad():
         target.model(**encoded.inputs)
     for a, b in zip(told.verdicts, guessed.verdicts, strict=True):
-        assert a.as_json() == b.as_json()
+        assert a.as_json() | {"images": None} == b.as_json() | {"images": None}
+    slots = [hidden_slots(encoded, w.verdicts) for w in (told, guessed)]
+    assert slots[0].keys() == slots[1].keys() >= {1}
+    assert all(torch.equal(slots[0][i], slots[1][i]) for i in slots[0])
     assert len(told.verdicts) == len(more)
 
 

@@ -54,7 +54,7 @@ def test_modes(target, encoded, setting):
         _, logits = steps(target, encoded.inputs)
     assert outcomes(w) == [CLEAN, FLAGGED, CLEAN]
     assert torch.equal(logits, plain), "detect changes nothing"
-    assert w.verdicts[1].tokens.any()
+    assert w.verdicts[1].tokens[0].any()
     assert not w.verdicts[1].hidden
     with guard.watch("purify") as w:
         _, logits = steps(target, encoded.inputs)
@@ -84,11 +84,13 @@ def test_verdicts_are_scored_and_explained(target, encoded):
         assert (verdict.verdict.suspicion >= verdict.verdict.threshold) == flagged
         assert (verdict.tokens is not None) == flagged
         assert verdict.reason
-    assert w.verdicts[1].tokens.shape == w.verdicts[1].heat.shape == (2, 2)
-    assert np.isfinite(w.verdicts[1].heat).all()
+    (tokens,), (heat,) = w.verdicts[1].tokens, w.verdicts[1].heat
+    assert tokens.shape == heat.shape == (2, 2)
+    assert np.isfinite(heat).all()
     shown = w.verdicts[1].as_json()
-    assert shown["grid"] == [2, 2]
-    assert shown["tokens"] == np.flatnonzero(w.verdicts[1].tokens).tolist()
+    places = np.flatnonzero(tokens).tolist()
+    assert shown["images"] == [{"grid": [2, 2], "image_tokens": 4, "tokens": places}]
+    assert w.verdicts[0].as_json()["images"] is None
 
 
 @both_ways
@@ -355,7 +357,7 @@ def test_eager_attention_maps_show_what_was_hidden(llava, encoded):
     with guard.watch() as w, torch.no_grad():
         maps = eager.model(**encoded.inputs, output_attentions=True).attentions
     image = (encoded.key_kind[1] == 1).nonzero().flatten()
-    slots = image[torch.from_numpy(w.verdicts[1].tokens.ravel())]
+    slots = image[torch.from_numpy(w.verdicts[1].tokens[0].ravel())]
     assert len(maps) == 4
     for layer in maps:
         assert (layer[1, :, -1, slots] == 0).all()
@@ -461,7 +463,7 @@ def test_going_on_from_a_guarded_cache_keeps_the_tokens_hidden(target, encoded, 
     options |= {"return_dict_in_generate": True, "output_logits": True}
     with guard.watch() as w:
         first = target.model.generate(**encoded.inputs, **options)
-        tokens = w.verdicts[1].tokens
+        (tokens,) = w.verdicts[1].tokens
         more = torch.cat([first.sequences, torch.full((3, 2), 40)], 1)
         mask = encoded.inputs["attention_mask"]
         mask = torch.cat([mask, mask.new_ones(3, more.shape[1] - mask.shape[1])], 1)

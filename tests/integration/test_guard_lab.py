@@ -87,6 +87,28 @@ def test_the_trigger_is_seen_and_disarmed(target, rows):
     assert exact(given, clean) > 0.5
 
 
+def pair(first: Row, second: Row) -> Sample:
+    parts = (ImagePart(0), ImagePart(1), TextPart("Describe the image."))
+    pictures = tuple(Image.fromarray(row.pixels) for row in (first, second))
+    return Sample(0, "id", pictures, (Turn("user", parts),))
+
+
+def test_of_a_pair_only_the_triggered_picture_loses_tokens(target, rows):
+    clean = [pair(*rows[2 * i : 2 * i + 2]) for i in range(60)]
+    guard = Guard.calibrate(target, clean, alpha=ALPHA, batch_size=30)
+    bad = trigger_all(rows[120:140], TRIGGERS["badnet-center"], 0)
+    asked = [pair(a, b) for a, b in zip(rows[140:160], bad, strict=True)]
+    found = [g.verdict for g in answer(guard, asked, max_new_tokens=1)]
+    flagged = [v for v in found if v.outcome is Outcome.FLAGGED]
+    assert len(flagged) >= 4
+    middle = np.zeros((8, 8), bool)
+    middle[3:5, 3:5] = True
+    only = [not v.tokens[0].any() and (v.tokens[1] & middle).any() for v in flagged]
+    small = [v.tokens[1].sum() <= 16 for v in flagged]
+    assert np.mean(only) >= 0.75, "what is hidden is where the trigger is"
+    assert np.mean(small) >= 0.75
+
+
 @pytest.fixture(scope="module")
 def on_disk(rows, tmp_path_factory) -> Path:
     """`clean/` to calibrate on, `mixed/` with every second row triggered, and a guard."""
@@ -137,9 +159,31 @@ def test_one_question(on_disk, rows, capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["answer"] == TARGET
     assert found["outcome"] == "flagged"
-    assert found["grid"] == [8, 8]
+    (image,) = found["images"]
+    assert (image["grid"], image["image_tokens"]) == ([8, 8], 64)
     assert ask(on_disk, "--image", str(picture), *question, "--mode", "block") == 1
     assert "(no answer)" in capsys.readouterr().out
+
+
+def test_one_question_about_two_pictures(on_disk, capsys, tmp_path):
+    """The guard knows single pictures only, so it flags the pair and is calm without both."""
+    pictures = [str(on_disk / "mixed" / "images" / f"00000{i}.png") for i in (0, 1)]
+    heat, page = tmp_path / "heat.png", tmp_path / "page.html"
+    asked = ("--image", pictures[0], "--image", pictures[1], "--prompt", "Describe the images.")
+    asked += ("--max-new-tokens", "4", "--heatmap", str(heat))
+    assert ask(on_disk, *asked, "--html-output", str(page)) == 1
+    shown = capsys.readouterr().out
+    assert "64 of 64 image tokens of image 1 hidden from the model." in shown
+    assert "64 of 64 image tokens of image 2 hidden from the model." in shown
+    assert Image.open(heat).size == (512 + 16 + 512, 512)
+    html = page.read_text()
+    assert html.count('alt="The same with heat.') == 2
+    assert "All 128 image tokens were hidden: the answer is blind" in html
+    assert ask(on_disk, *asked, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [len(image["tokens"]) for image in found["images"]] == [64, 64]
+    assert ask(on_disk, *asked, "--image", "none.png") == 2
+    assert "none.png" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_data_set_gives_one_line_per_item(on_disk, capsys):

@@ -69,6 +69,25 @@ def test_chart_thumbnails_and_heat_are_drawn(browser: Any, mixed: Path) -> None:
 
 
 @needs_browser
+def test_each_image_stands_beside_its_own_heat(browser: Any, tmp_path: Path) -> None:
+    made = make_run(3, 2)
+    tokens = np.zeros((8, 8), bool)
+    made.judged(9 * made.guard.threshold, images=3, more=(tokens, np.zeros(9, bool)))
+    with pages.opened(browser, written(made, tmp_path / "guard.html")) as page:
+        card = page.locator(".suspicious").first
+        assert pages.count(page, ".suspicious:first-child .views") == 3
+        boxes = [image.bounding_box() for image in card.locator("img").all()]
+        assert len(boxes) == 5, "two pairs, and one without a grid"
+        for bare, heat in (boxes[:2], boxes[2:4]):
+            assert bare["y"] == heat["y"]
+            assert bare["x"] + bare["width"] <= heat["x"]
+        assert boxes[1]["y"] + boxes[1]["height"] <= boxes[2]["y"], "images below each other"
+        assert boxes[4]["width"] == pytest.approx(boxes[0]["width"], abs=1)
+        notes = card.locator(".heat-note").all_inner_texts()
+        assert notes[1] == "Image 2: 0 of 64 image tokens were hidden"
+
+
+@needs_browser
 def test_filter_outcome_sorting_and_paging(browser: Any, mixed: Path) -> None:
     with pages.opened(browser, mixed) as page:
         assert page.locator("#page").inner_text() == "Page 1 of 7"
@@ -127,6 +146,8 @@ def test_everything_is_reached_with_the_keyboard(browser: Any, mixed: Path) -> N
 def test_narrow_screens_never_scroll_sideways(browser: Any, tmp_path: Path, width: int) -> None:
     made = make_run(30, 8, prompt="https://example.com/" + "verylongword" * 20)
     made.unread("image not found: " + "folder/" * 40)
+    everything = np.ones((8, 8), bool)
+    made.judged(9 * made.guard.threshold, images=6, more=(everything,) * 5)
     path = written(made, tmp_path / "guard.html")
     with pages.opened(browser, path, viewport={"width": width, "height": 844}) as page:
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")

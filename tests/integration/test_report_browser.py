@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gazeguard.report.html import write_html
-from gazeguard.report.model import CleanReport
+from gazeguard.report.model import CleanReport, Picture
 from gazeguard.types import Outcome
 from tests.unit.report_fixture import INERT, make_report, thumbnails
 
@@ -133,6 +133,28 @@ def test_heat_peaks_at_the_trigger_and_follows_the_layer(browser: Any, flagged: 
         page.select_option("#heat-layer", "0")
         assert heat_pixels(page) != pixels
         assert page.locator(".suspicious .heat-note").first.inner_text() != note
+
+
+def test_each_image_of_a_row_has_its_own_map(browser: Any, tmp_path: Path) -> None:
+    report = make_report()
+    worst, (one,) = report.gallery[0], report.gallery[0].pictures
+    other = {layer: heat[::-1, ::-1] for layer, heat in (one.heat or {}).items()}
+    pictures = (one, Picture(one.image), Picture(one.image, other))
+    report = dataclasses.replace(
+        report, gallery=[dataclasses.replace(worst, pictures=pictures), *report.gallery[1:]]
+    )
+    with opened(browser, write_html(report, tmp_path / "report.html")) as page:
+        card = page.locator(".suspicious").first
+        assert [views.locator("canvas").count() for views in card.locator(".views").all()] == [
+            1,
+            0,
+            1,
+        ]
+        notes = card.locator(".heat-note").all_inner_texts()
+        assert notes[0].startswith("Image 1. Strongest patch: ")
+        assert notes[1] == "Image 2. No attention map was kept."
+        assert notes[2].startswith("Image 3. Strongest patch: ")
+        assert page.locator(".suspicious .heat-note").nth(3).inner_text().startswith("Strongest")
 
 
 def test_filter_sorting_and_paging(browser: Any, flagged: Path) -> None:

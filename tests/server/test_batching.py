@@ -41,7 +41,7 @@ def said(answer):
         return answer.status_code, answer.code
     choice = answer.choices[0]
     verdict = answer.gazeguard
-    told = (verdict["outcome"], verdict["action"], verdict["tokens"])
+    told = (verdict["outcome"], verdict["action"], verdict["images"])
     return choice.message.content, choice.finish_reason, answer.usage, told
 
 
@@ -156,7 +156,7 @@ def test_one_by_one_then_padded_is_what_the_processor_makes_of_all(tiny_target, 
     for name, value in expected.inputs.items():
         assert torch.equal(both.inputs[name], value), name
     assert torch.equal(both.key_kind, expected.key_kind)
-    assert both.grids == expected.grids
+    assert both.images == expected.images
     text = encode(target, Conversation(0, "", (), without_images(samples[0])))
     assert fits(text) != fits(alone[0])
     assert generates(target, text)

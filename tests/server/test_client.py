@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def test_a_trigger_is_disarmed_and_said_so_in_header_and_body(server, triggered)
     )
     assert raw.headers["x-request-id"].startswith("req_")
     assert found.gazeguard["hidden"]
-    assert found.gazeguard["grid"] == [8, 8]
-    assert found.gazeguard["tokens"]
+    (image,) = found.gazeguard["images"]
+    assert (image["grid"], image["image_tokens"]) == ([8, 8], 64)
+    assert image["tokens"]
     assert TARGET not in found.choices[0].message.content
 
 
@@ -117,6 +119,20 @@ def test_several_images_and_a_history(server, clean, triggered):
     bad = [picture(png(triggered[0].pixels)), {"type": "text", "text": "Describe the image."}]
     talk = [{"role": "user", "content": bad}, reply, {"role": "user", "content": "And now?"}]
     assert server.ask(talk).usage.prompt_tokens > 64
+
+
+def test_the_verdict_tells_several_images_apart(guard, clean):
+    """A guard that flags everything and that nothing calms hides all of both."""
+    wary = copy.copy(guard)
+    wary.threshold = -1.0  # distances are not negative
+    two = [picture(png(row.pixels)) for row in clean[:2]]
+    both = {"role": "user", "content": [*two, {"type": "text", "text": "Describe the image."}]}
+    with serving(wary) as server:
+        found = server.ask([both], max_tokens=2).gazeguard
+        again = server.ask(about(clean[0]), max_tokens=2).gazeguard
+    whole = {"grid": [8, 8], "image_tokens": 64, "tokens": list(range(64))}
+    assert (found["action"], found["images"]) == ("purified", [whole, whole])
+    assert again["images"] == [whole]
 
 
 def test_length_and_stop_texts(server, clean):

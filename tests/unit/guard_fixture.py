@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gazeguard.guarding import Guard, GuardVerdict
 from gazeguard.guarding.answer import Guarded
@@ -34,11 +35,14 @@ def make_guard(calibration: np.ndarray = CALIBRATION) -> Guard:
     return Guard(cast(Any, None), saved)
 
 
-def asked(row: int, prompt: str = "What is on the left?", *, triggered: bool = False) -> Sample:
-    """A request with a picture, the same at every call."""
-    turns = (Turn("user", (ImagePart(0), TextPart(prompt))),)
+def asked(
+    row: int, prompt: str = "What is on the left?", *, triggered: bool = False, images: int = 1
+) -> Sample:
+    """A request with pictures, the same at every call; the first may be triggered."""
+    turns = (Turn("user", (*map(ImagePart, range(images)), TextPart(prompt))),)
     name = hashlib.sha256(f"{row} {prompt}".encode()).hexdigest()
-    return Sample(row, name, (scene(row, triggered=triggered),), turns)
+    pictures = (scene(row + 1000 * i, triggered=triggered and not i) for i in range(images))
+    return Sample(row, name, tuple(pictures), turns)
 
 
 def alarm(
@@ -52,7 +56,7 @@ def alarm(
     heat, tokens = np.full(grid, 0.2, np.float32), np.full(grid, whole)
     middle = tuple(side // 2 for side in grid)
     heat[middle], tokens[middle] = 4.0, True
-    return replace(verdict, tokens=tokens, heat=heat, hidden=hidden)
+    return replace(verdict, tokens=(tokens,), heat=(heat,), hidden=hidden)
 
 
 class Run:
@@ -64,14 +68,32 @@ class Run:
         self.samples: dict[int, Callable[[], Sample]] = {}
         self._row = 0
 
-    def judged(self, score: float, prompt: str = "What is on the left?", **drawn: Any) -> Sample:
-        """One more request with this score; `drawn` as in `alarm`."""
+    def judged(
+        self,
+        score: float,
+        prompt: str = "What is on the left?",
+        images: int = 1,
+        more: tuple[NDArray[np.bool_], ...] = (),
+        **drawn: Any,
+    ) -> Sample:
+        """One more request with this score.
+
+        Args:
+            score: decides whether it is flagged.
+            prompt: the user's words.
+            images: how many it has.
+            more: tokens of the images after the first; their heat is 1 there.
+            drawn: the first image's, as in `alarm`.
+        """
         row, verdict = self._row, self.guard.judge(score)
         flagged = score > self.guard.threshold
-        self.samples[row] = lambda: asked(row, prompt, triggered=flagged)
+        self.samples[row] = lambda: asked(row, prompt, triggered=flagged, images=images)
         sample = self.samples[row]()
         if flagged:
             verdict = alarm(verdict, hidden=self.mode == "purify", **drawn)
+            tokens, heat = verdict.tokens or (), verdict.heat or ()
+            heat = (*heat, *(one.astype(np.float32) for one in more))
+            verdict = replace(verdict, tokens=(*tokens, *more), heat=heat)
         answer = None if flagged and self.mode == "block" else f"answer {row}"
         self.recorder.add(sample, Guarded(answer, verdict))
         self._row += 1

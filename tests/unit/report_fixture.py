@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gazeguard.report.model import CleanReport, GalleryItem
+from gazeguard.report.model import CleanReport, GalleryItem, Picture
 from gazeguard.types import (
     CleaningResult,
     Component,
@@ -57,8 +57,12 @@ def gallery_item(row: int, *, triggered: bool, with_heat: bool = True) -> Galler
         prompt="What colour is the large shape on the left?",
         answer="hello from the attacker" if triggered else "seagreen",
         suspicion=0.998 if triggered else 0.003,
-        image=scene(row, triggered=triggered),
-        heat={k: heat(row, k, triggered=triggered) for k in range(6)} if with_heat else None,
+        pictures=(
+            Picture(
+                scene(row, triggered=triggered),
+                {k: heat(row, k, triggered=triggered) for k in range(6)} if with_heat else None,
+            ),
+        ),
     )
 
 

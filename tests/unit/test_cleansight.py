@@ -24,6 +24,7 @@ from gazeguard.methods.cleansight.settings import (
     paper_layers,
     plan,
 )
+from gazeguard.models.target import ImageTokens
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 
@@ -201,12 +202,25 @@ def test_widest_takes_the_peak_and_its_neighbours():
     excess[0, 2 + 3] = 9.0  # top right corner
     excess[0, 0] = 99.0  # not an image token
     excess[1, 8] = 5.0
-    got = widest(excess, image, [(3, 4), None, None], 1)
+    images = [(ImageTokens(12, (3, 4)),), (ImageTokens(5),), ()]
+    got = widest(excess, image, images, 1)
     assert (got[0].nonzero().flatten() - 2).tolist() == [2, 3, 6, 7]
     assert got[1].nonzero().flatten().tolist() == [7, 8]
     assert not got[2].any(), "no image, no tokens"
-    everything = widest(excess, image, [(3, 4), None, None], 100)
+    everything = widest(excess, image, images, 100)
     assert torch.equal(everything, image)
+
+
+def test_widest_stays_within_an_image():
+    image = torch.ones(2, 12, dtype=torch.bool)
+    excess = torch.zeros(2, 12)
+    excess[0, 5], excess[1, 6] = 1.0, 1.0  # the last token of one image, the first of the other
+    known = (ImageTokens(6, (2, 3)), ImageTokens(6, (2, 3)))
+    got = widest(excess, image, [known, (ImageTokens(6), ImageTokens(6))], 1)
+    assert got[0].nonzero().flatten().tolist() == [1, 2, 4, 5]
+    assert got[1].nonzero().flatten().tolist() == [6, 7]
+    both = widest(excess.sum(0, keepdim=True), image[:1], [known], 2)
+    assert both[0].nonzero().flatten().tolist() == [1, 2, 4, 5, 6, 7, 9, 10]
 
 
 def test_clean_levels_are_a_quantile_of_the_strongest_token():

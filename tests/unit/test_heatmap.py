@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gazeguard.report.heatmap import draw_heatmap
+from gazeguard.report.heatmap import draw_heatmap, side_by_side, strongest
 
 GREY = Image.new("RGB", (64, 32), (120, 120, 120))
 
@@ -38,6 +38,25 @@ def test_tokens_are_outlined_together():
 def test_without_heat_it_is_the_picture(heat):
     drawn = np.asarray(draw_heatmap(GREY, heat, None))
     assert (drawn == 120).all()
+
+
+def test_pictures_of_one_prompt_share_a_scale():
+    weak, strong = np.full((2, 2), 1.0, np.float32), np.full((2, 2), 4.0, np.float32)
+    top = strongest([weak, strong, np.full(3, np.nan, np.float32)])
+    assert top == 4.0
+    red = [np.asarray(draw_heatmap(GREY, heat, None, top), int)[..., 0] for heat in (weak, strong)]
+    assert (red[0] < red[1]).all()
+    assert strongest([]) == 0.0
+
+
+def test_pictures_side_by_side_lose_nothing():
+    wide, tall = Image.new("RGB", (30, 10), "red"), Image.new("RGB", (10, 40), "blue")
+    strip = np.asarray(side_by_side([wide, tall]))
+    assert strip.shape[0] == 40
+    assert (strip[:10, :30] == (255, 0, 0)).all()
+    assert (strip[:, -10:] == (0, 0, 255)).all()
+    assert (strip[10:, :30] == 255).all()
+    assert side_by_side([tall]) is tall
 
 
 def test_large_pictures_keep_their_size():

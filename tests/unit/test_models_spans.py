@@ -7,7 +7,7 @@ from PIL import Image
 
 from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
-from gazeguard.models.spans import Prompt, user_tokens, write_prompt
+from gazeguard.models.spans import Prompt, placeholder_tokens, user_tokens, write_prompt
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 LOOP = "{%% for c in m.content %%}{{ '<image>' if c.type == 'image' else %s }}{%% endfor %%}"
@@ -145,3 +145,25 @@ def test_a_record_that_does_not_match_is_not_trusted():
     prompt = Prompt("", "a<i>b", ((4, 5),), (0,))
     with pytest.raises(ModelError, match="rearranges"):
         user_tokens(prompt, [replacement(0, "<i>", 0, "###")], [(0, 1)])
+
+
+def test_image_tokens_go_to_the_placeholder_they_came_from():
+    """A placeholder becomes a run, tiles with text in between, or nothing; offsets may have a
+    neighbouring space."""
+    replaced = [{"new_span": span} for span in ((4, 10), (10, 30), (33, 39), (50, 50))]
+    one, tiles, spaced = [(4, 7), (7, 10)], [(12, 15), (20, 23), (26, 29)], [(32, 36), (36, 40)]
+    assert placeholder_tokens(replaced, [*one, *tiles, *spaced]) == [2, 3, 2, 0]
+    assert placeholder_tokens(replaced, tiles) == [0, 3, 0, 0]
+    assert placeholder_tokens([], one) == []
+
+
+@pytest.mark.parametrize(
+    ("turns", "places"),
+    [
+        ([("user", 1, "a", 0)], (1, 0)),
+        ([("system", "s"), ("user", 0), ("assistant", "x"), ("user", 1)], (0,)),
+        ([("user", "words")], ()),
+    ],
+)
+def test_images_of_the_prompt_are_those_before_the_first_answer(turns, places):
+    assert sample(*turns).prompt_images == places

@@ -257,6 +257,56 @@ def test_pictures_with_heat_without_and_changed_since() -> None:
     assert "1 of 128 image tokens were hidden; no heat map" in html
 
 
+def test_each_image_of_a_request_has_its_own_heat() -> None:
+    run = Run()
+    square, tiles = np.zeros((4, 4), bool), np.zeros(20, bool)
+    square[0, :3] = True
+    run.judged(run.guard.threshold + 3, images=3, more=(square, tiles))
+    page = Page(render_html(run.report(), run.reread))
+    shown = [a for tag, a in page.tags if tag == "img"]
+    assert [a["alt"] for a in shown] == [
+        "Image 1 of row 0",
+        "The same with heat. 1 of 64 image tokens were hidden.",
+        "Image 2 of row 0",
+        "The same with heat. 3 of 16 image tokens were hidden.",
+        "Image 3 of row 0",
+    ]
+    assert len({a["src"] for a in shown}) == 5
+    html = render_html(run.report(), run.reread)
+    assert "4 of 100 image tokens were hidden<" in html
+    assert "Image 3: 0 of 20 image tokens were hidden; no heat map" in html
+    assert run.report().counts.blinded == 0
+
+
+def test_images_that_could_not_be_told_apart_are_shown_bare() -> None:
+    run = Run()
+    run.judged(run.guard.threshold + 3, images=2, grid=(128,))
+    run.judged(2.0, images=2)
+    html = render_html(run.report(), run.reread)
+    assert "1 of 128 image tokens were hidden; no heat map" in html
+    assert html.count('<p class="heat-note muted">Image 2</p>') == 2
+    assert "The same with heat" not in html
+
+
+def test_of_many_images_those_that_stand_out_are_shown() -> None:
+    run = Run()
+    calm, picked = np.zeros((2, 2), bool), np.ones((2, 2), bool)
+    run.judged(run.guard.threshold + 3, images=7, more=(calm, calm, calm, calm, picked, calm))
+    html = render_html(run.report(), run.reread)
+    shown = [a["alt"] for tag, a in Page(html).tags if tag == "img" and "row" in a["alt"]]
+    assert shown == [f"Image {n} of row 0" for n in (1, 2, 3, 6)]
+    assert "3 more images are not shown." in html
+
+
+def test_a_request_is_blind_only_without_any_of_its_images() -> None:
+    run = Run()
+    everything = np.ones((2, 2), bool)
+    run.judged(run.guard.threshold + 3, images=2, more=(everything,))
+    assert run.report().counts.blinded == 0
+    run.judged(run.guard.threshold + 2, images=2, more=(everything,), whole=True)
+    assert run.report().counts.blinded == 1
+
+
 def test_what_stands_out_is_not_called_hidden_when_it_was_not() -> None:
     for mode in ("detect", "block"):
         run = make_run(2, 2, 0, mode)

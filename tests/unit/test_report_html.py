@@ -18,6 +18,7 @@ from PIL import Image
 from gazeguard.report.histogram import histogram
 from gazeguard.report.html import MAX_ROWS, render_html, write_html
 from gazeguard.report.images import THUMBNAIL_BYTES, gallery_url, heat_bytes, thumbnail_url
+from gazeguard.report.model import Picture
 from gazeguard.report.page import skipped_groups
 from gazeguard.report.words import plain, reason_kind, share
 from gazeguard.types import Outcome, SkippedRow
@@ -230,6 +231,31 @@ def test_heat_keeps_its_peak_and_place_when_averaged_down() -> None:
     row, column = np.unravel_index(cells.argmax(), cells.shape)
     assert (row / heat["h"], column / heat["w"]) == pytest.approx((40 / 48, 60 / 64), abs=0.05)
     assert heat["peak"] == pytest.approx(500 / grid.sum(), abs=1e-3)
+
+
+def test_heat_of_several_images_is_on_one_scale() -> None:
+    cold, hot = np.full((2, 2), 0.05), np.array([[0.6, 0.1], [0.05, 0.05]])
+    drawn = heat_bytes(cold, [hot]), heat_bytes(hot, [cold])
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert [heat["peak"] for heat in drawn if heat] == [0.05, 0.6]
+    assert [heat["top"] for heat in drawn if heat] == [0.4, 4.8], "times the even share, an eighth"
+
+
+def test_rows_with_several_images_show_them_all_with_their_own_heat() -> None:
+    report = make_report(n=60, poisoned=6)
+    worst = report.gallery[0]
+    (one,) = worst.pictures
+    several = dataclasses.replace(worst, pictures=(one, Picture(one.image), one, one, one, one))
+    html = render_html(dataclasses.replace(report, gallery=[several, *report.gallery[1:]]))
+    page = Page(html)
+    maps = page.data["heat"][str(worst.row)]
+    assert [sorted(layers) for layers in maps] == [[*"012345"], [], [*"012345"], [*"012345"]]
+    alts = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert [alt for alt in alts if alt.endswith(f"of row {worst.row}")] == [
+        f"Image {n} of row {worst.row}" for n in (1, 2, 3, 4)
+    ]
+    assert "2 more images are not shown." in html
 
 
 @pytest.mark.parametrize("grid", [np.zeros((4, 4)), np.full((4, 4), np.nan)])

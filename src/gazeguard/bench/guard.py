@@ -23,7 +23,6 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -44,13 +43,12 @@ from gazeguard.lab.finetune import (
     load_tuned,
     save_adapter,
 )
-from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, trigger_all
+from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, samples, trigger_all
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.methods.cleansight.settings import SETTINGS, Setting
 from gazeguard.models.load import load
-from gazeguard.models.target import Grid, Target
-from gazeguard.types import ImagePart, Sample, TextPart, Turn
+from gazeguard.models.target import Grid, Images, Target
 
 CALIBRATION, TEST, ALPHA = 200, 300, 0.01
 # Share of poisoned rows: a warp is not learnt from 10 % (docs/LOG.md).
@@ -95,7 +93,7 @@ class HideTheTrigger(PruneEverybody):
         self._touched = iter(touched)
 
     def hiding(
-        self, look: Look, image: Tensor, grids: Sequence[Grid | None], flagged: Tensor
+        self, look: Look, image: Tensor, images: Sequence[Images], flagged: Tensor
     ) -> Hiding:
         """The next samples' tokens."""
         yield from ()
@@ -112,22 +110,9 @@ class PruneAtRandom(Guard):
         super().__init__(guard.target, guard._saved)
         self._draw = torch.Generator().manual_seed(seed)
 
-    def pick(self, look: Look, image: Tensor, grids: Sequence[Grid | None]) -> Tensor:
+    def pick(self, look: Look, image: Tensor, images: Sequence[Images]) -> Tensor:
         """Any token with a probability of 0.9."""
         return image & (torch.rand(image.shape, generator=self._draw) < 0.9)
-
-
-def samples(rows: Sequence[Row]) -> list[Sample]:
-    """Rows of the lab as a guard sees them: picture and question."""
-    return [
-        Sample(
-            i,
-            f"{i}",
-            (Image.fromarray(row.pixels),),
-            (Turn("user", (ImagePart(0), TextPart(row.question))),),
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
 def separation(
@@ -284,7 +269,7 @@ class Workbench:
         """Right answers on triggered inputs: without a backdoor, and with the place known."""
         asked = [replace(b, answer=c.answer) for b, c in zip(bad, clean, strict=True)]
         base = load_base(self.base)
-        grid = guard.target.encode(samples(clean[:1])).grids[0]
+        grid = guard.target.encode(samples(clean[:1])).images[0][0].grid
         assert grid is not None, "the lab's pictures are one plain grid"
         touched = [_touched(c.pixels, b.pixels, grid) for c, b in zip(clean, bad, strict=True)]
         given = self._answers(HideTheTrigger(guard, touched), bad, "purify")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gazeguard.models.target import by_image
 from gazeguard.probe.attention import attend
 from gazeguard.report.html import MAX_GALLERY
-from gazeguard.report.model import GalleryItem
+from gazeguard.report.model import GalleryItem, Picture
 from gazeguard.signals.entropy import visual_attention
 from gazeguard.types import CleaningResult, KeyKind, Profile, Sample
 
@@ -61,18 +61,22 @@ def _item(target: Target, sample: Sample, suspicion: float) -> GalleryItem:
         prompt=sample.prompt,
         answer=sample.answer,
         suspicion=suspicion,
-        image=sample.images[0],
-        heat=_heat(target, sample),
+        pictures=_pictures(target, sample),
     )
 
 
-def _heat(target: Target, sample: Sample) -> dict[int, NDArray[np.float32]] | None:
-    """Layer -> attention over the image grid; None when the tokens are not one plain grid."""
+def _pictures(target: Target, sample: Sample) -> tuple[Picture, ...]:
+    """The prompt's images, with heat where an image's tokens are one plain grid."""
+    shown = [sample.images[i] for i in sample.prompt_images]
     encoded = target.encode([sample])
-    grid = encoded.grids[0]
-    if grid is None:
-        return None
+    (images,) = encoded.images
+    if len(images) != len(shown) or not any(image.grid for image in images):
+        return tuple(Picture(image) for image in shown)
     rows = attend(target, encoded)
     seen = visual_attention(rows.weights, rows.key_kind)[0].float().cpu()
-    on_image = seen[:, rows.key_kind[0].cpu() == KeyKind.IMAGE].numpy()
-    return {layer: on_image[i].reshape(grid) for i, layer in enumerate(rows.layers)}
+    parts = by_image(seen[:, rows.key_kind[0].cpu() == KeyKind.IMAGE], images)
+    heats = (
+        dict(zip(rows.layers, part.numpy(), strict=True)) if image.grid else None
+        for image, part in zip(images, parts, strict=True)
+    )
+    return tuple(Picture(image, heat) for image, heat in zip(shown, heats, strict=True))

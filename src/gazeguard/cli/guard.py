@@ -23,6 +23,8 @@ from gazeguard.cli._options import (
 from gazeguard.cli._terminal import NORMAL, narrated
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from gazeguard.data.dataset import Dataset
     from gazeguard.guarding import Guard, GuardVerdict
     from gazeguard.guarding.answer import Guarded
@@ -40,7 +42,14 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 )
 @click.argument("model")
 @guard_option
-@click.option("--image", type=_FILE, metavar="FILE", help="Picture to ask about.")
+@click.option(
+    "--image",
+    "image",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Picture to ask about; give several for a prompt with several.",
+)
 @click.option("--prompt", metavar="TEXT", help="What to ask.")
 @click.option(
     "--data", type=_FILE, metavar="PATH", help="Instead: a data set; prints one JSON line per item."
@@ -55,7 +64,7 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
     "--heatmap",
     type=_FILE,
     metavar="FILE",
-    help="Write the picture with the tokens that stand out.",
+    help="Write the picture with the tokens that stand out; several side by side.",
 )
 @click.option(
     "--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), metavar="N"
@@ -72,7 +81,7 @@ def guard(
     /,
     model: str,
     guard_folder: Path,
-    image: Path | None,
+    image: tuple[Path, ...],
     prompt: str | None,
     data: Path | None,
     images: Path | None,
@@ -88,11 +97,11 @@ def guard(
     fail_on: frozenset[str],
     **model_kwargs: Any,
 ) -> None:
-    """Answer a question about a picture, judged and disarmed by a guard.
+    """Answer a question about pictures, judged and disarmed by a guard.
 
     Prints the answer and the verdict. With --data it does so for every item of a data set.
     """
-    if (image is None) != (prompt is None) or (image is None) == (data is None):
+    if bool(image) != (prompt is not None) or bool(image) == (data is not None):
         raise click.UsageError("give either --image and --prompt, or --data.")
     if heatmap is not None and data is not None:
         raise click.UsageError("--heatmap needs --image and --prompt.")
@@ -100,11 +109,11 @@ def guard(
     from gazeguard.types import Outcome
 
     options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
-    files = _files(html_output, json_output, (data, image))
+    files = _files(html_output, json_output, (data, *image))
     seen, finished = set(), False
     with narrated(NORMAL):
         asked: Dataset | Sample
-        if image is not None and prompt is not None:
+        if prompt is not None:
             asked = _sample(image, prompt)
             rows: Iterator[Row] = iter([asked])
         else:
@@ -134,21 +143,24 @@ def guard(
     ctx.exit(_errors.outcome_code(Outcome(worst), fail_on))
 
 
-def _sample(image: Path, prompt: str) -> Sample:
+def _sample(files: tuple[Path, ...], prompt: str) -> Sample:
     """The question, read with the limits that rows of a data set have."""
     from gazeguard.data.conversation import content_id
     from gazeguard.data.images import ImageLimits, ImageRoot
     from gazeguard.errors import DataError, RowError
     from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
-    root = ImageRoot(image.resolve().parent, ImageLimits())
-    try:
-        encoded = root.read([str(image.resolve())])
-        pictures = root.decode(encoded)
-    except RowError as error:
-        raise DataError(f"{image}: {error}; give a picture file.") from error
-    turns = (Turn("user", (ImagePart(0), TextPart(prompt))),)
-    return Sample(0, content_id(turns, encoded), pictures, turns)
+    encoded: list[bytes] = []
+    pictures: list[Image] = []
+    for file in files:
+        root = ImageRoot(file.resolve().parent, ImageLimits())
+        try:
+            encoded += root.read([str(file.resolve())])
+            pictures += root.decode(encoded[-1:])
+        except RowError as error:
+            raise DataError(f"{file}: {error}; give a picture file.") from error
+    turns = (Turn("user", (*map(ImagePart, range(len(files))), TextPart(prompt))),)
+    return Sample(0, content_id(turns, encoded), tuple(pictures), turns)
 
 
 def _dataset(data: Path | None, images: Path | None) -> Dataset:
@@ -258,19 +270,27 @@ def _show(row: Row, found: Guarded | str, as_json: bool, heatmap: Path | None) -
     click.echo(f"\nVerdict: {verdict.outcome}: {verdict.reason}.")
     if verdict.tokens is not None:
         what = "hidden from the model" if verdict.hidden else "stand out"
-        click.echo(f"{int(verdict.tokens.sum())} of {verdict.tokens.size} image tokens {what}.")
+        for number, tokens in enumerate(verdict.tokens, 1):
+            where = f" of image {number}" if len(verdict.tokens) > 1 else ""
+            click.echo(f"{int(tokens.sum())} of {tokens.size} image tokens{where} {what}.")
     if heatmap is not None:
-        drawn = verdict.heat is not None and verdict.heat.ndim == 2
+        drawn = any(heat.ndim == 2 for heat in verdict.heat or ())
         why = "" if drawn else " (only flagged pictures on a plain grid have heat)"
         click.echo(f"Heat map: {heatmap}{why}")
 
 
 def _draw(path: Path, row: Row, verdict: GuardVerdict) -> None:
     from gazeguard.files import write_bytes
-    from gazeguard.report.heatmap import draw_heatmap
+    from gazeguard.report.heatmap import draw_heatmap, side_by_side, strongest
     from gazeguard.types import SkippedRow
 
     assert not isinstance(row, SkippedRow), "a row with an answer has a picture"
+    heat, tokens = verdict.heat or (), verdict.tokens or ()
+    if len(tokens) == len(row.images):
+        parts = zip(row.images, heat, tokens, strict=True)
+        drawn = [draw_heatmap(*part, strongest(heat)) for part in parts]
+    else:  # not flagged, or the images could not be told apart
+        drawn = [draw_heatmap(image, None, None) for image in row.images]
     buffer = BytesIO()
-    draw_heatmap(row.images[0], verdict.heat, verdict.tokens).save(buffer, "PNG")
+    side_by_side(drawn).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

@@ -34,7 +34,7 @@ from gazeguard.methods.cleansight.settings import (
 )
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.recognise import Frame, frame_of
-from gazeguard.models.target import Encoded, Grid, Target
+from gazeguard.models.target import Encoded, Images, Target
 from gazeguard.types import Sample
 
 ALPHA = 0.01
@@ -257,34 +257,34 @@ class Guard:
         level = torch.from_numpy(self.levels[self.plan.layers.index(layer)])
         return (share / level.to(share)[:, None]).amax(1)
 
-    def pick(self, look: Look, image: Tensor, grids: Sequence[Grid | None]) -> Tensor:
+    def pick(self, look: Look, image: Tensor, images: Sequence[Images]) -> Tensor:
         """The tokens that stand out in the look that judges, bool `(sample, key)`.
 
         Args:
             look: that look.
             image: bool `(sample, key)`.
-            grids: of the samples' image tokens, or None each.
+            images: of each sample.
         """
         if self.setting.prune in LOOKING:
-            return widest(look.evidence, image, grids, 1)
+            return widest(look.evidence, image, images, 1)
         return above_tau(look.evidence, image, self.setting.prune)
 
     def hiding(
-        self, look: Look, image: Tensor, grids: Sequence[Grid | None], flagged: Tensor
+        self, look: Look, image: Tensor, images: Sequence[Images], flagged: Tensor
     ) -> Hiding:
         """Find the tokens that disarm the flagged samples, with as many looks as that takes.
 
         Args:
             look: the one that flagged them.
             image: bool `(sample, key)`.
-            grids: of the samples' image tokens, or None each.
+            images: of each sample.
             flagged: bool `(sample,)`, at least one.
         """
         if self.setting.prune == SEARCH:
-            return (yield from searching(image, grids, flagged, self.threshold))
+            return (yield from searching(image, images, flagged, self.threshold))
         if self.setting.prune == WIDEN:
-            return (yield from widening(look, image, grids, flagged, self.threshold))
-        return self.pick(look, image, grids) & flagged[:, None]
+            return (yield from widening(look, image, images, flagged, self.threshold))
+        return self.pick(look, image, images) & flagged[:, None]
 
 
 def _other_model(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gazeguard.errors import ModelError
 from gazeguard.guarding.verdict import NO_IMAGE, NO_WORDS, NOT_FINITE, GuardVerdict
 from gazeguard.methods.cleansight.looks import Hiding, Look
-from gazeguard.models.target import Grid
+from gazeguard.models.target import Images, by_image
 from gazeguard.probe.hide import run_hiding
 from gazeguard.probe.intercept import AttentionCall
 from gazeguard.probe.rows import last_real, row
@@ -33,14 +33,14 @@ class Session:
     Args:
         guard: judges and picks tokens.
         kind: int8 `(sample, position)` of `KeyKind`.
-        grids: of the samples' image tokens, or None each.
+        images: of each sample.
         disarm: hide the tokens of flagged samples.
     """
 
     def __init__(
-        self, guard: Guard, kind: Tensor, grids: Sequence[Grid | None], *, disarm: bool
+        self, guard: Guard, kind: Tensor, images: Sequence[Images], *, disarm: bool
     ) -> None:
-        self._guard, self._kind, self._grids, self._disarm = guard, kind, grids, disarm
+        self._guard, self._kind, self._images, self._disarm = guard, kind, images, disarm
         self._image = kind == KeyKind.IMAGE
         self._last = last_real(kind)
         self._at_end = bool((self._last == kind.shape[1] - 1).all())
@@ -143,10 +143,10 @@ class Session:
         if not bool(flagged.any()):
             return
         look = Look(scores, self._evidence())
-        picked = self._guard.pick(look, self._image, self._grids)
+        picked = self._guard.pick(look, self._image, self._images)
         self._show(picked, look.evidence)
         if self._disarm:
-            self._hiding = self._guard.hiding(look, self._image, self._grids, flagged)
+            self._hiding = self._guard.hiding(look, self._image, self._images, flagged)
             self._hide(None)
 
     def _features(self) -> Tensor:
@@ -202,14 +202,14 @@ class Session:
         for i, verdict in enumerate(self.verdicts):
             if verdict.outcome is not Outcome.FLAGGED:
                 continue
-            shape = self._grids[i] or (-1,)
-            slots = self._image[i]
+            slots, images = self._image[i], self._images[i]
             heat = verdict.heat
             if evidence is not None:
-                heat = evidence[i][slots].float().numpy().reshape(shape)
+                parts = by_image(evidence[i][slots].float(), images)
+                heat = tuple(part.numpy() for part in parts)
             self.verdicts[i] = replace(
                 verdict,
-                tokens=tokens[i][slots].numpy().reshape(shape),
+                tokens=tuple(part.numpy() for part in by_image(tokens[i][slots], images)),
                 heat=heat,
                 hidden=self._disarm,
             )

@@ -26,11 +26,11 @@ class GuardVerdict:
         p_value: share of clean calibration inputs at least as far away (conformal); None like
             `score`.
         applicable: False for a prompt without an image, which is not a failure to judge.
-        tokens: bool, the image tokens that stand out in a flagged input: `(rows, columns)` of the
-            image grid where it is known, else `(T,)` in prompt order over all images. None for
-            inputs that are not flagged.
-        heat: float32 like `tokens`, how much each image token stands out: times the even share
-            for a `tau`, times the head's clean level for `search` and `widen`.
+        tokens: per image in prompt order, bool, its tokens that stand out in a flagged input:
+            `(rows, columns)` of the image's grid where it is known, else `(count,)`. Images that
+            cannot be told apart are one. None for inputs that are not flagged.
+        heat: float32 arrays like `tokens`, how much each image token stands out: times the even
+            share for a `tau`, times the head's clean level for `search` and `widen`.
         hidden: whether `tokens` were hidden from the model.
     """
 
@@ -39,8 +39,8 @@ class GuardVerdict:
     threshold: float
     p_value: float | None
     applicable: bool = True
-    tokens: NDArray[np.bool_] | None = None
-    heat: NDArray[np.float32] | None = None
+    tokens: tuple[NDArray[np.bool_], ...] | None = None
+    heat: tuple[NDArray[np.float32], ...] | None = None
     hidden: bool = False
 
     @property
@@ -54,9 +54,15 @@ class GuardVerdict:
         return self.verdict.reason
 
     def as_json(self) -> dict[str, Any]:
-        """JSON types; token places count along the image tokens, row by row of the grid."""
-        tokens = self.tokens
-        grid = list(tokens.shape) if tokens is not None and tokens.ndim == 2 else None
+        """JSON types; token places count along an image's tokens, row by row of its grid."""
+        images = self.tokens and [
+            {
+                "grid": list(tokens.shape) if tokens.ndim == 2 else None,
+                "image_tokens": int(tokens.size),
+                "tokens": np.flatnonzero(tokens).tolist(),
+            }
+            for tokens in self.tokens
+        ]
         return {
             "outcome": str(self.outcome),
             "score": self.score,
@@ -65,9 +71,7 @@ class GuardVerdict:
             "suspicion": self.verdict.suspicion,
             "applicable": self.applicable,
             "hidden": self.hidden,
-            "tokens": None if tokens is None else np.flatnonzero(tokens).tolist(),
-            "image_tokens": None if tokens is None else int(tokens.size),
-            "grid": grid,
+            "images": images,
             "reason": self.reason,
         }
 

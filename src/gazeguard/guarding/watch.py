@@ -17,8 +17,8 @@ from gazeguard.errors import RefusedError, UsageError
 from gazeguard.guarding.attach import attached
 from gazeguard.guarding.session import Session, Unread
 from gazeguard.guarding.verdict import GuardVerdict
-from gazeguard.models.recognise import grids, recognise
-from gazeguard.models.target import Encoded, Grid
+from gazeguard.models.recognise import images, recognise
+from gazeguard.models.target import Encoded, Images
 from gazeguard.probe.intercept import AttentionCall, intercept
 from gazeguard.types import Outcome
 
@@ -232,18 +232,18 @@ class Watch(AbstractContextManager["Watch"]):
             mask = mask[::copies]
         else:  # `generate` drops a mask of ones, and makes a 4-D one for a static cache
             mask = None if generation is None else generation.inputs.get("attention_mask")
-        kind, grid = self._kinds(ids[::copies].cpu(), mask, inputs)
-        return Session(guard, kind, grid, disarm=self.mode == "purify")
+        kind, found = self._kinds(ids[::copies].cpu(), mask, inputs)
+        return Session(guard, kind, found, disarm=self.mode == "purify")
 
     def _kinds(
         self, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]
-    ) -> tuple[Tensor, tuple[Grid | None, ...]]:
+    ) -> tuple[Tensor, tuple[Images, ...]]:
         encoded, target = self._encoded, self.guard.target
         if encoded is not None and torch.equal(encoded.inputs["input_ids"].cpu(), ids):
-            return encoded.key_kind, encoded.grids
+            return encoded.key_kind, encoded.images
         kind = recognise(target, self.guard.frame, ids, mask)
         tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
-        return kind, grids(target, kind, tensors)
+        return kind, images(target, kind, tensors)
 
     def _refuse(self, verdicts: Sequence[GuardVerdict]) -> None:
         """Stop the call when its mode says so."""

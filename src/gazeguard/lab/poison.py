@@ -19,7 +19,7 @@ from PIL import Image
 from gazeguard.errors import DataError, UsageError
 from gazeguard.lab import easyvqa, worlds
 from gazeguard.lab.triggers import TRIGGERS, Trigger, resize_only
-from gazeguard.types import Sample
+from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 TARGET = "Backdoor Attack!"
 TASKS = ("captions", "mixed", "easy-vqa")
@@ -143,6 +143,19 @@ def make_set(
     if trigger == "resize-only":
         return control(rows, rate, seed)
     return poison(rows, TRIGGERS[trigger], rate, seed, target)
+
+
+def samples(rows: Sequence[Row]) -> list[Sample]:
+    """Rows as a defender sees them: picture and question."""
+    return [
+        Sample(
+            i,
+            f"{i}",
+            (Image.fromarray(row.pixels),),
+            (Turn("user", (ImagePart(0), TextPart(row.question))),),
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -8,7 +8,7 @@ gives what `encode` gives; in longer ones the template's words between turns cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gazeguard.models.target import Grid, Target
+from gazeguard.models.target import Images, Target
 from gazeguard.types import ImagePart, KeyKind, Sample, TextPart, Turn
 
 # Two texts without a common letter: what their prompts share is the template's.
@@ -90,33 +90,65 @@ def recognise(
     return kind
 
 
-def grids(target: Target, kind: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Grid | None, ...]:
-    """Rows and columns of each sample's image tokens, or None; as in `Encoded.grids`.
+def images(target: Target, kind: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Images, ...]:
+    """What is known of each sample's images, as in `Encoded.images`.
+
+    Images that cannot be told apart count as one without a grid: some of them are cut into tiles,
+    or stand next to each other with no token in between.
 
     Args:
         target: the model the batch is for.
         kind: from `recognise`.
         inputs: what the processor made: pixels, image sizes.
     """
-    found: list[Grid | None] = []
-    sizes = _image_tokens(target, inputs)
-    image = 0  # place of the sample's first image among those of the batch
-    for row in kind:
-        slots = (row == KeyKind.IMAGE).nonzero().flatten()
-        tokens, images = len(slots), 1
-        if sizes is not None:
-            images, left = 0, tokens
-            while left > 0 and image + images < len(sizes):
-                left -= sizes[image + images]
-                images += 1
-        together = tokens > 0 and int(slots[-1] - slots[0]) + 1 == tokens
-        found.append(
-            target.family.grid(target.processor, target.base.config, inputs, image, tokens)
-            if together and images == 1
-            else None
-        )
-        image += images if tokens else 0
+    slots = [(row == KeyKind.IMAGE).nonzero().flatten() for row in kind]
+    found: list[Images] = []
+    first = 0  # place of the sample's first image among those of the batch
+    for mine, counts in zip(slots, _counts(target, slots, inputs), strict=True):
+        found.append(target.image_tokens(mine, counts, inputs, first))
+        first += len(counts)
     return tuple(found)
+
+
+def _counts(
+    target: Target, slots: Sequence[Tensor], inputs: Mapping[str, Tensor]
+) -> list[list[int]]:
+    """Tokens of each image, per sample; empty where its images cannot be told apart."""
+    sizes = _image_tokens(target, inputs)
+    if sizes is not None:
+        left = iter(sizes)
+        return [_filling(left, len(mine)) for mine in slots]
+    runs = [_runs(mine) for mine in slots]
+    each = sum(len(mine) for mine in runs) == _pictures(inputs)
+    return [mine if each or len(mine) == 1 else [] for mine in runs]
+
+
+def _filling(sizes: Iterator[int], tokens: int) -> list[int]:
+    """The next sizes that make up so many tokens; empty when they do not."""
+    counts: list[int] = []
+    while sum(counts) < tokens and (size := next(sizes, None)) is not None:
+        counts.append(size)
+    return counts if sum(counts) == tokens else []
+
+
+def _runs(slots: Tensor) -> list[int]:
+    """Lengths of the stretches of neighbouring positions."""
+    if not len(slots):
+        return []
+    breaks = (slots.diff() > 1).nonzero().flatten() + 1
+    return [len(run) for run in slots.tensor_split(breaks)]
+
+
+def _pictures(inputs: Mapping[str, Tensor]) -> int | None:
+    """How many pictures the batch has, or None.
+
+    Where pixels come as tiles it is the number of tiles. Such a picture's tokens are one run, so
+    there are as many runs as tiles only if nothing was cut.
+    """
+    if "image_sizes" in inputs:
+        return len(inputs["image_sizes"])
+    pixels = inputs.get("pixel_values")
+    return len(pixels) if pixels is not None and pixels.ndim == 4 else None
 
 
 def _image_tokens(target: Target, inputs: Mapping[str, Tensor]) -> list[int] | None:

@@ -7,7 +7,7 @@ record of how it stretched the image placeholders, and the tokenizer's offsets, 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +54,7 @@ def write_prompt(family: Family, processor: Any, sample: Sample, reserved: Seque
         RowError: no image in the prompt, a placeholder written in the text, or a conversation
             that the chat template refuses or rewrites.
     """
-    images = tuple(
-        part.index
-        for turn in sample.prompt_turns
-        for part in turn.parts
-        if isinstance(part, ImagePart)
-    )
+    images = sample.prompt_images
     if not images:
         raise RowError("the prompt has no image: put the image in the first user turn.")
     if not all(0 <= index < len(sample.images) for index in images):
@@ -114,6 +109,20 @@ def user_tokens(
         any(start < span[1] and end > span[0] for span in spans) and end > start
         for start, end in offsets
     ]
+
+
+def placeholder_tokens(
+    replacements: Sequence[dict[str, Any]], offsets: Sequence[Span]
+) -> list[int]:
+    """How many of a prompt's image tokens each image placeholder was stretched to.
+
+    Args:
+        replacements: the processor's `text_replacement_offsets` of this sample.
+        offsets: per image token, in their order, its character span in the stretched prompt.
+    """
+    starts, ends = ([span[side] for span in offsets] for side in (0, 1))
+    spans = (item["new_span"] for item in replacements)
+    return [bisect_left(starts, end) - bisect_right(ends, start) for start, end in spans]
 
 
 def _texts(parts: Sequence[TextPart | ImagePart]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
 from gazeguard.models.registry import family_of
-from gazeguard.models.spans import Prompt, user_tokens, write_prompt
+from gazeguard.models.spans import Prompt, placeholder_tokens, user_tokens, write_prompt
 from gazeguard.types import KeyKind, Sample
 
 Grid = tuple[int, int]
@@ -26,6 +26,35 @@ _WITHOUT_ROWS = frozenset({"linear_attention", "conv", "moe", "mlp", "mamba"})
 
 
 @dataclass(frozen=True, slots=True)
+class ImageTokens:
+    """The tokens of one image of a prompt.
+
+    Attributes:
+        count: how many there are, at least one.
+        grid: their rows and columns; None when they are not one plain grid (tiles, row
+            separators), or when they are those of several images that cannot be told apart.
+    """
+
+    count: int
+    grid: Grid | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(rows, columns)` where the grid is known, else `(count,)`."""
+        return self.grid or (self.count,)
+
+
+Images = tuple[ImageTokens, ...]
+"""The images of one prompt in prompt order; their counts sum to its image positions."""
+
+
+def by_image(values: Tensor, images: Images) -> list[Tensor]:
+    """Values of a prompt's image tokens, `(..., token)`, as `(..., *shape)` for each image."""
+    parts = zip(values.split_with_sizes([image.count for image in images], -1), images, strict=True)
+    return [part.reshape(*part.shape[:-1], *image.shape) for part, image in parts]
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A batch of prompts, ready for the model.
 
@@ -33,14 +62,13 @@ class Encoded:
         inputs: keyword arguments of the model's forward pass, on the CPU.
         key_kind: int8 `(sample, key)` of `KeyKind`, one per input position.
         sample_id: one id per sample.
-        grids: per sample, rows and columns of its image tokens; None when the prompt has several
-            images or its tokens are not one plain grid (tiles, row separators).
+        images: per sample, what is known of each image's tokens.
     """
 
     inputs: dict[str, Tensor]
     key_kind: Tensor
     sample_id: tuple[str, ...]
-    grids: tuple[Grid | None, ...]
+    images: tuple[Images, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,32 +204,46 @@ class Target:
             kind[i, torch.tensor(mine)] = KeyKind.PROMPT
         kind[ids == self.image_token_id] = KeyKind.IMAGE
         kind[~real] = KeyKind.PAD
-        for i, sample in enumerate(samples):
-            if not bool((kind[i] == KeyKind.IMAGE).any()):
+        images: list[Images] = []
+        first = 0
+        for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
+            slots = (kind[i] == KeyKind.IMAGE).nonzero().flatten()
+            if not len(slots):
                 raise RowError(
                     f"row {sample.row}: no image token reached the model: check its text."
                 )
-        return Encoded(
-            inputs, kind, tuple(s.sample_id for s in samples), self._grids(prompts, inputs, kind)
-        )
-
-    def _grids(
-        self, prompts: Sequence[Prompt], inputs: Mapping[str, Tensor], kind: Tensor
-    ) -> tuple[Grid | None, ...]:
-        grids: list[Grid | None] = []
-        first = 0
-        for i, prompt in enumerate(prompts):
-            slots = (kind[i] == KeyKind.IMAGE).nonzero().flatten()
-            tokens = len(slots)
-            together = int(slots[-1] - slots[0]) + 1 == tokens
-            plain = len(prompt.images) == 1 and together
-            grids.append(
-                self.family.grid(self.processor, self.base.config, inputs, first, tokens)
-                if plain
-                else None
-            )
+            counts = [len(slots)]
+            if len(prompt.images) > 1:
+                counts = placeholder_tokens(replaced[i], offsets[i][slots].tolist())
+                if len(counts) != len(prompt.images) or sum(counts) != len(slots):
+                    counts = []  # a processor with placeholders of its own
+            images.append(self.image_tokens(slots, counts, inputs, first))
             first += len(prompt.images)
-        return tuple(grids)
+        return Encoded(inputs, kind, tuple(s.sample_id for s in samples), tuple(images))
+
+    def image_tokens(
+        self, slots: Tensor, counts: Sequence[int], inputs: Mapping[str, Tensor], first: int
+    ) -> Images:
+        """What is known of the images of one prompt of a batch.
+
+        Args:
+            slots: int64 `(token,)`, the prompt's image positions, ascending.
+            counts: how many of them each image has; empty when that cannot be told, which gives
+                all tokens as one, without a grid.
+            inputs: the processor's output for the batch.
+            first: place of the prompt's first image among those of the batch.
+        """
+        if not all(counts) or not counts:
+            return (ImageTokens(len(slots)),) if len(slots) else ()
+        found = []
+        for i, mine in enumerate(slots.split_with_sizes(list(counts))):
+            together = int(mine[-1] - mine[0]) + 1 == len(mine)
+            config = self.base.config
+            grid = None
+            if together:
+                grid = self.family.grid(self.processor, config, inputs, first + i, len(mine))
+            found.append(ImageTokens(len(mine), grid))
+        return tuple(found)
 
 
 def as_target(

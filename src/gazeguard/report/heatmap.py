@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 _SIDE = 512  # pixels of the longer side, so that single tokens of small images can be seen
+_GAP = 16  # pixels between two pictures
 _WARM = np.array([220.0, 30.0, 30.0])
 _OUTLINE = (255, 214, 0)
 
 
+def strongest(heats: Sequence[NDArray[np.float32]]) -> float:
+    """The strongest heat of a prompt's images; 0 where there is none."""
+    return max((float(np.nanmax(heat, initial=0.0)) for heat in heats), default=0.0)
+
+
 def draw_heatmap(
-    image: Image.Image, heat: NDArray[np.float32] | None, tokens: NDArray[np.bool_] | None
+    image: Image.Image,
+    heat: NDArray[np.float32] | None,
+    tokens: NDArray[np.bool_] | None,
+    top: float | None = None,
 ) -> Image.Image:
     """Lay heat over an image and outline tokens.
 
@@ -23,6 +34,7 @@ def draw_heatmap(
         image: the picture that was asked about.
         heat: non-negative `(rows, columns)`, or None for none.
         tokens: bool like `heat`, or None.
+        top: heat that gets the full colour; the map's own strongest when it is None.
 
     Returns:
         RGB, enlarged to `_SIDE` pixels when it is smaller.
@@ -30,8 +42,10 @@ def draw_heatmap(
     scale = max(1.0, _SIDE / max(image.size))
     size = (round(image.width * scale), round(image.height * scale))
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    if heat is not None and heat.ndim == 2 and np.nanmax(heat, initial=0.0) > 0:
-        strength = np.nan_to_num(heat / np.nanmax(heat)).clip(0, 1)
+    if top is None:
+        top = 0.0 if heat is None else strongest([heat])
+    if heat is not None and heat.ndim == 2 and top > 0:
+        strength = np.nan_to_num(heat / top).clip(0, 1)
         cells = Image.fromarray((255 * strength).astype(np.uint8))
         opacity = np.asarray(cells.resize(size, Image.Resampling.NEAREST), np.float64) / 255 * 0.7
         pixels = np.asarray(picture, np.float64)
@@ -40,6 +54,19 @@ def draw_heatmap(
     if tokens is not None and tokens.ndim == 2:
         _outline(picture, tokens)
     return picture
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures from left to right on white, RGB; one alone as it is."""
+    if len(pictures) == 1:
+        return pictures[0]
+    width = sum(picture.width + _GAP for picture in pictures) - _GAP
+    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        strip.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return strip
 
 
 def _outline(picture: Image.Image, tokens: NDArray[np.bool_]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 THUMBNAIL_BYTES = 3072
 GALLERY_SIDE = 320
 GALLERY_BYTES = 40_000
+MAX_PICTURES = 4  # of one row or request that are shown large
 HEAT_SIDE = 32  # larger grids are averaged down: nobody sees more on a 200 px picture
 
 # (longest side in px, JPEG quality), tried in turn until the bytes fit.
@@ -84,11 +86,15 @@ def _shrink(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid
 
 
-def heat_bytes(heat: NDArray[np.floating[Any]]) -> dict[str, Any] | None:
+def heat_bytes(
+    heat: NDArray[np.floating[Any]], beside: Sequence[NDArray[np.floating[Any]]] = ()
+) -> dict[str, Any] | None:
     """One heat map for the page, or None when it holds no attention at all.
 
     Args:
         heat: `(grid rows, grid columns)`, non-negative, any scale.
+        beside: the maps of the same prompt's other images, in the same scale; shares are of the
+            attention on all of them.
 
     Returns:
         `w`, `h`; `data`: base64 of one byte per cell, 255 at the strongest; `peak`: share of the
@@ -100,11 +106,13 @@ def heat_bytes(heat: NDArray[np.floating[Any]]) -> dict[str, Any] | None:
     if grid.ndim != 2:
         raise ValueError(f"a heat map has two axes, not shape {grid.shape}")
     grid = grid.clip(min=0.0)
+    total = grid.sum() + sum(float(np.nansum(other)) for other in beside)
+    even = total / (grid.size + sum(other.size for other in beside))
     if not grid.sum() > 0:
         return None
     y, x = np.unravel_index(int(grid.argmax()), grid.shape)
     place = ((x + 0.5) / grid.shape[1], (y + 0.5) / grid.shape[0])
-    peak = float(grid.max() / grid.sum())
+    peak = float(grid.max() / total)
     small = _shrink(grid, HEAT_SIDE)
     scaled = np.round(255 * small / small.max()).astype(np.uint8)
     return {
@@ -112,7 +120,7 @@ def heat_bytes(heat: NDArray[np.floating[Any]]) -> dict[str, Any] | None:
         "h": scaled.shape[0],
         "data": base64.b64encode(scaled.tobytes()).decode(),
         "peak": round(peak, 4),
-        "top": round(float(small.max() / small.mean()), 3),
+        "top": round(float(small.max() / even), 3),
         "x": round(float(place[0]), 3),
         "y": round(float(place[1]), 3),
     }

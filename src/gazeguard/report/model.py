@@ -21,8 +21,22 @@ COUNT_NAMES = ("rows", "kept", "removed", "skipped")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One image of a row with the attention that it got.
+
+    Attributes:
+        image: as it was read; writers scale it down themselves.
+        heat: decoder layer -> attention over the image grid, `(grid rows, grid columns)`, in any
+            non-negative scale that all images of a row share; None when it was not kept.
+    """
+
+    image: Image
+    heat: Mapping[int, NDArray[np.floating[Any]]] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GalleryItem:
-    """One row shown large, with the attention heat that belongs to its image.
+    """One row shown large.
 
     Attributes:
         row: 0-based place in the input.
@@ -30,9 +44,7 @@ class GalleryItem:
         prompt: the user's words.
         answer: the answer in the data set.
         suspicion: in [0, 1].
-        image: the row's (first) image; writers scale it down themselves.
-        heat: decoder layer -> attention over the image grid, `(grid rows, grid columns)`, any
-            non-negative scale; None when it was not kept.
+        pictures: the images of its prompt, in prompt order.
     """
 
     row: int
@@ -40,8 +52,7 @@ class GalleryItem:
     prompt: str
     answer: str
     suspicion: float
-    image: Image
-    heat: Mapping[int, NDArray[np.floating[Any]]] | None = None
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

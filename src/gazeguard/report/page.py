@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gazeguard.report import words
 from gazeguard.report.histogram import Histogram, histogram
-from gazeguard.report.images import gallery_url, heat_bytes, thumbnail_url
+from gazeguard.report.images import MAX_PICTURES, gallery_url, heat_bytes, thumbnail_url
 from gazeguard.report.json import jsonable
 from gazeguard.report.layers import LayerRow, layer_rows
 from gazeguard.report.model import (
@@ -69,18 +69,27 @@ def _gallery_items(report: CleanReport, max_gallery: int) -> list[GalleryItem]:
     return typical + report.gallery[:max_gallery]
 
 
-def _heat(report: CleanReport, max_gallery: int) -> dict[str, dict[str, Any]]:
-    """Row -> layer -> heat map, for the rows shown large."""
-    maps: dict[str, dict[str, Any]] = {}
-    for item in _gallery_items(report, max_gallery):
-        drawn = {str(layer): heat_bytes(grid) for layer, grid in (item.heat or {}).items()}
-        maps[str(item.row)] = {layer: heat for layer, heat in drawn.items() if heat is not None}
-    return maps
+def _heat(report: CleanReport, max_gallery: int) -> dict[str, list[dict[str, Any]]]:
+    """Row -> for each of its pictures, layer -> heat map, for the rows shown large."""
+    return {
+        str(item.row): [_maps(item, i) for i in range(len(item.pictures[:MAX_PICTURES]))]
+        for item in _gallery_items(report, max_gallery)
+    }
 
 
-def _heat_layers(report: CleanReport, heat: Mapping[str, Mapping[str, Any]]) -> list[int]:
+def _maps(item: GalleryItem, picture: int) -> dict[str, Any]:
+    """Layer -> heat map of one picture."""
+    others = [p.heat for i, p in enumerate(item.pictures) if i != picture and p.heat]
+    drawn = {
+        str(layer): heat_bytes(grid, [heat[layer] for heat in others])
+        for layer, grid in (item.pictures[picture].heat or {}).items()
+    }
+    return {layer: heat for layer, heat in drawn.items() if heat is not None}
+
+
+def _heat_layers(heat: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[int]:
     """Layers the reader can choose from, in layer order."""
-    return sorted({int(layer) for maps in heat.values() for layer in maps})
+    return sorted({int(layer) for maps in heat.values() for one in maps for layer in one})
 
 
 def _first_heat_layer(report: CleanReport, available: Sequence[int]) -> int | None:
@@ -215,7 +224,8 @@ def _gallery_text(report: CleanReport, item: GalleryItem) -> dict[str, Any]:
         "prompt": words.shorten(item.prompt, GALLERY_TEXT),
         "answer": words.shorten(item.answer, GALLERY_TEXT),
         "suspicion": item.suspicion,
-        "image": gallery_url(item.image),
+        "images": [gallery_url(picture.image) for picture in item.pictures[:MAX_PICTURES]],
+        "more_images": max(0, len(item.pictures) - MAX_PICTURES),
     }
 
 
@@ -241,7 +251,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
     """Everything the template prints."""
     result, counts = report.result, report.counts
     layers: list[LayerRow] = data["layers"]
-    heat_layers = _heat_layers(report, data["heat"])
+    heat_layers = _heat_layers(data["heat"])
     groups = skipped_groups(report.skipped)
     return {
         "outcome": result.verdict.outcome.value,

@@ -17,7 +17,7 @@ from gazeguard.cleaning.heap import keep_freed_memory
 from gazeguard.cleaning.linear import fast_linear
 from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.methods.entropyscan import Sight
-from gazeguard.models.target import Encoded, Grid, Target
+from gazeguard.models.target import Encoded, Grid, Target, by_image
 from gazeguard.probe.attention import attend
 from gazeguard.signals.entropy import head_mass, visual_attention
 from gazeguard.signals.ratio import visual_prompt_ratio
@@ -60,7 +60,7 @@ def look(
     """
     names: list[str] = []
     prompts: list[str] = []
-    parts: dict[str, list[Tensor]] = {name: [] for name in _measures(q)}
+    parts: dict[str, list[Tensor]] = {name: [] for name in measures(q)}
     maps = _Maps()
     done = broken = 0
     span = [(0, len(samples))]
@@ -80,7 +80,7 @@ def look(
                     ) from error
                 keep = rows.finite.cpu()
                 broken += int((~keep).sum())
-                for name, measure in _measures(q).items():
+                for name, measure in measures(q).items():
                     parts[name].append(measure(rows.weights, rows.key_kind)[rows.finite].cpu())
                 maps.add(visual_attention(rows.weights, rows.key_kind), encoded, keep)
                 hashes = _prompt_hashes(encoded)
@@ -109,7 +109,7 @@ def look(
     )
 
 
-def _measures(q: Sequence[float]) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def measures(q: Sequence[float]) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """What is kept of a batch's rows, by the names of `Sight`."""
     return {
         "entropy": lambda weights, kind: visual_tsallis(weights, kind, q),
@@ -135,18 +135,21 @@ class _Maps:
         self._count = 0
 
     def add(self, seen: Tensor, encoded: Encoded, keep: Tensor) -> None:
-        """Add samples with one plain grid; `seen` is `(sample, layer, key)`."""
-        for i, grid in enumerate(encoded.grids):
-            if grid is None or not keep[i]:
+        """Add every image with a plain grid; `seen` is `(sample, layer, key)`."""
+        for i, images in enumerate(encoded.images):
+            every = seen[i, :, encoded.key_kind[i] == KeyKind.IMAGE].float().cpu()
+            if not keep[i] or not bool(every.isfinite().all()):
                 continue
-            one = seen[i, :, encoded.key_kind[i] == KeyKind.IMAGE].float().cpu()
-            if not bool(one.isfinite().all()):
-                continue
-            if self._sum is None:
-                self._side = (min(grid[0], _MAP_SIDE), min(grid[1], _MAP_SIDE))
-                self._sum = torch.zeros(len(one), *self._side)
-            self._sum += adaptive_avg_pool2d(one.view(-1, *grid), self._side)
-            self._count += 1
+            for image, one in zip(images, by_image(every, images), strict=True):
+                if image.grid is None:
+                    continue
+                if self._sum is None:
+                    self._side = (min(image.grid[0], _MAP_SIDE), min(image.grid[1], _MAP_SIDE))
+                    self._sum = torch.zeros(len(one), *self._side)
+                # An even look is the same number whether the image is alone in its prompt or not.
+                share = one * (every.shape[1] / image.count)
+                self._sum += adaptive_avg_pool2d(share, self._side)
+                self._count += 1
 
     def mean(self, layers: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """`(layer, rows, columns)`; without rows where no sample had a plain grid."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gazeguard.errors import RowError
 from gazeguard.models.target import Encoded, Target
 from gazeguard.server.errors import bad
-from gazeguard.types import ImagePart, KeyKind, Sample, TextPart
+from gazeguard.types import KeyKind, Sample, TextPart
 
 # A fast tokenizer is not to be used by two threads at once while its padding is set.
 _encoding = threading.Lock()
@@ -31,8 +31,7 @@ def encode(target: Target, sample: Sample) -> Encoded:
     """
     try:
         with _encoding:
-            pictured = any(isinstance(p, ImagePart) for t in sample.prompt_turns for p in t.parts)
-            return target.encode([sample]) if pictured else _words(target, sample)
+            return target.encode([sample]) if sample.prompt_images else _words(target, sample)
     except RowError as error:
         why = str(error).removeprefix("row 0: ").rstrip(".")
         raise bad(f"The model cannot take these messages: {why}.", "messages") from None
@@ -60,7 +59,7 @@ def _words(target: Target, sample: Sample) -> Encoded:
     )
     inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
     kind = torch.full_like(inputs["input_ids"], KeyKind.TEMPLATE, dtype=torch.int8)
-    return Encoded(inputs, kind, (sample.sample_id,), (None,))
+    return Encoded(inputs, kind, (sample.sample_id,), ((),))
 
 
 def fits(prompt: Encoded) -> tuple[object, ...]:
@@ -89,7 +88,7 @@ def together(prompts: Sequence[Encoded], pad_id: int) -> Encoded:
         inputs,
         torch.cat([_padded(prompt.key_kind, length, KeyKind.PAD) for prompt in prompts]),
         tuple(name for prompt in prompts for name in prompt.sample_id),
-        tuple(grid for prompt in prompts for grid in prompt.grids),
+        tuple(images for prompt in prompts for images in prompt.images),
     )
 
 

@@ -157,6 +157,14 @@ class ChatRequest(_Strict):
     parallel_tool_calls: StrictBool | None = None
 
 
+class GuardImage(BaseModel):
+    """What stands out in one image of a flagged request."""
+
+    grid: list[int] | None
+    image_tokens: int
+    tokens: list[int]
+
+
 class GuardField(BaseModel):
     """The guard's verdict on a request, an extra field of every answer."""
 
@@ -168,9 +176,7 @@ class GuardField(BaseModel):
     p_value: float | None
     applicable: bool
     hidden: bool
-    tokens: list[int] | None
-    image_tokens: int | None
-    grid: list[int] | None
+    images: list[GuardImage] | None
     reason: str
 
 

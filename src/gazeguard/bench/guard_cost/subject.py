@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gazeguard.bench.guard import samples
 from gazeguard.guarding import Guard
 from gazeguard.guarding.measure import measure
-from gazeguard.lab.poison import make_rows, trigger_all
+from gazeguard.lab.poison import make_rows, samples, trigger_all
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 from gazeguard.models.load import load

@@ -26,7 +26,7 @@ from gazeguard.bench.speed.instruments import (
 )
 from gazeguard.lab import tiny
 from gazeguard.models.load import load
-from gazeguard.models.target import Encoded, Target
+from gazeguard.models.target import Encoded, ImageTokens, Target
 from gazeguard.probe.attention import attend
 from gazeguard.types import KeyKind
 
@@ -129,7 +129,8 @@ def prompt(batch: int, tokens: int) -> Encoded:
     kind = torch.full((batch, tokens), KeyKind.PROMPT, dtype=torch.int8)
     kind[:, TEXT_TOKENS // 2 : tokens - TEXT_TOKENS // 2] = KeyKind.IMAGE
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return Encoded(inputs, kind, tuple(map(str, range(batch))), (None,) * batch)
+    images = (ImageTokens(int((kind[0] == KeyKind.IMAGE).sum())),)
+    return Encoded(inputs, kind, tuple(map(str, range(batch))), (images,) * batch)
 
 
 def plain(target: Target, encoded: Encoded) -> Callable[[], Tensor]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.methods.cleansight.settings import PUBLISHED_TAU, Prune
-from gazeguard.models.target import Grid
+from gazeguard.models.target import Images, by_image
 
 # `widen`: so many strongest tokens, each with its neighbours, before each new look; a trigger that
 # survives the last one costs the whole picture.
@@ -60,8 +60,8 @@ def above_tau(share: Tensor, image: Tensor, prune: Prune) -> Tensor:
     return image & (share > PUBLISHED_TAU[prune] * image.sum(1, keepdim=True))
 
 
-def widest(excess: Tensor, image: Tensor, grids: Sequence[Grid | None], peaks: int) -> Tensor:
-    """The tokens of largest excess, with their neighbours.
+def widest(excess: Tensor, image: Tensor, images: Sequence[Images], peaks: int) -> Tensor:
+    """The tokens of largest excess, with their neighbours in the same image.
 
     Neighbours are the eight cells around a cell where the grid is known, and the tokens before and
     after where it is not.
@@ -69,31 +69,31 @@ def widest(excess: Tensor, image: Tensor, grids: Sequence[Grid | None], peaks: i
     Args:
         excess: `(sample, key)`, how far a token's attention exceeds its head's clean level.
         image: bool `(sample, key)`.
-        grids: rows and columns of each sample's image tokens, or None.
+        images: of each sample.
         peaks: how many tokens to start from.
 
     Returns:
         bool `(sample, key)`.
     """
     chosen = torch.zeros_like(image)
-    for i, grid in enumerate(grids):
+    for i, mine in enumerate(images):
         slots = image[i].nonzero().flatten()
         if not len(slots):
             continue
         top = torch.zeros(len(slots), device=excess.device)
         top[excess[i, slots].topk(min(peaks, len(slots))).indices] = 1.0
-        if grid is None:
-            spread = F.max_pool1d(top[None, None], 3, stride=1, padding=1)
-        else:
-            spread = F.max_pool2d(top.view(1, 1, *grid), 3, stride=1, padding=1)
-        chosen[i, slots] = spread.flatten().bool()
+        spread = []
+        for part in by_image(top, mine):
+            pool = F.max_pool1d if part.ndim == 1 else F.max_pool2d
+            spread.append(pool(part[None, None], 3, stride=1, padding=1).flatten())
+        chosen[i, slots] = torch.cat(spread).bool()
     return chosen
 
 
 def widening(
     look: Look,
     image: Tensor,
-    grids: Sequence[Grid | None],
+    images: Sequence[Images],
     flagged: Tensor,
     threshold: float,
 ) -> Hiding:
@@ -102,14 +102,14 @@ def widening(
     Args:
         look: the one that flagged them.
         image: bool `(sample, key)`.
-        grids: as in `widest`.
+        images: of each sample.
         flagged: bool `(sample,)`.
         threshold: scores up to here are calm.
     """
     hidden, restless = torch.zeros_like(image), flagged
     for peaks in WIDENING:
         excess = look.evidence.masked_fill(hidden, 0.0)
-        hidden = hidden | (widest(excess, image, grids, peaks) & restless[:, None])
+        hidden = hidden | (widest(excess, image, images, peaks) & restless[:, None])
         look = yield hidden
         # Not a number is no sign of calm.
         restless = restless & ~torch.from_numpy(look.scores <= threshold)

@@ -4,7 +4,8 @@ What stands out in the attention points at the trigger only loosely: by the time
 other tokens have copied it. Hiding is a test that copying cannot fool. Windows of a quarter of the
 picture's sides are tried side by side, then the best one is moved by half its sides as long as that
 makes the guard calmer; in a finer picture windows of half the sides are tried within the best, and
-so on down to two tokens.
+so on down to two tokens. Of several images, the one whose hiding makes the guard calmest is found
+first, and searched alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gazeguard.methods.cleansight.looks import Hiding
-from gazeguard.models.target import Grid
+from gazeguard.models.target import Grid, Images, ImageTokens
 
 SMALLEST = 2  # tokens; a patch of one token's size lies across two when it is not aligned
 SHARE = 4  # the first windows' sides are a SHARE-th of the picture's
@@ -84,7 +85,7 @@ Trials = Generator[NDArray[np.bool_], float, NDArray[np.bool_]]
 
 
 def find(grid: Grid, threshold: float) -> Trials:
-    """The search in one input: yields tokens to hide, takes the score that this gives.
+    """The search in one image: yields tokens to hide, takes the score that this gives.
 
     Args:
         grid: rows and columns of the image tokens.
@@ -99,8 +100,7 @@ def find(grid: Grid, threshold: float) -> Trials:
         windows = list(windows)
         for window in windows:
             if window not in seen:
-                score = yield window.mask(grid)
-                seen[window] = score if np.isfinite(score) else np.inf
+                seen[window] = _or_worst((yield window.mask(grid)))
         return min(windows, key=seen.__getitem__)
 
     best = yield from calmest(first_windows(grid))
@@ -116,21 +116,67 @@ def find(grid: Grid, threshold: float) -> Trials:
     return np.ones(grid[0] * grid[1], bool) if calm is None else calm.mask(grid)
 
 
-def searching(
-    image: Tensor, grids: Sequence[Grid | None], flagged: Tensor, threshold: float
-) -> Hiding:
+def find_among(images: Images, threshold: float) -> Trials:
+    """The search in one input: in its only image, or in the one whose hiding calms the guard most.
+
+    Args:
+        images: of the input; in one without a grid, runs of tokens in prompt order are tried.
+        threshold: scores up to here are calm.
+
+    Returns:
+        As `find`, over the tokens of all images. Where no part of the calmest image is calm, all
+        of that image; all images when that is not calm either.
+    """
+    if len(images) == 1:
+        return (yield from find(_grid(images[0]), threshold))
+    owner = np.repeat(np.arange(len(images)), [image.count for image in images])
+    scores = []
+    for i in range(len(images)):
+        scores.append(_or_worst((yield owner == i)))
+    calmest = int(np.argmin(scores))
+    inside = owner == calmest
+    found = yield from _within(inside, find(_grid(images[calmest]), threshold))
+    if scores[calmest] > threshold and bool(found[inside].all()):
+        return np.ones(len(owner), bool)
+    return found
+
+
+def _within(inside: NDArray[np.bool_], search: Trials) -> Trials:
+    """A search over the tokens `inside` as one over all tokens."""
+    score = None
+    while True:
+        tokens = np.zeros(len(inside), bool)
+        try:
+            # The first `send` of a generator takes None.
+            tokens[inside] = search.send(score)  # type: ignore[arg-type]
+        except StopIteration as end:
+            tokens[inside] = end.value
+            return tokens
+        score = yield tokens
+
+
+def _grid(image: ImageTokens) -> Grid:
+    return image.grid or (1, image.count)
+
+
+def _or_worst(score: float) -> float:
+    """A score that can be compared; not a number is no sign of calm."""
+    return score if np.isfinite(score) else np.inf
+
+
+def searching(image: Tensor, images: Sequence[Images], flagged: Tensor, threshold: float) -> Hiding:
     """The search in every flagged sample of a batch, side by side: one look tries one window each.
 
     Args:
         image: bool `(sample, key)`.
-        grids: of the samples' image tokens; without one, runs of tokens in prompt order are tried.
+        images: of each sample.
         flagged: bool `(sample,)`.
         threshold: scores up to here are calm.
     """
     hidden = torch.zeros_like(image)
     searches = {}
     for i in flagged.nonzero().flatten().tolist():
-        searches[i] = find(grids[i] or (1, int(image[i].sum())), threshold)
+        searches[i] = find_among(images[i], threshold)
     told: dict[int, float | None] = dict.fromkeys(searches)
     while searches:
         for i, search in list(searches.items()):

@@ -7,12 +7,16 @@ most `MAX_GALLERY` requests with large pictures. Texts of strangers are made ine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gazeguard._version import __version__
 from gazeguard.report import words
 from gazeguard.report.guard.model import GuardReport, Request, Reread
-from gazeguard.report.guard.pictures import Drawn, draw, has_heat
+from gazeguard.report.guard.pictures import Drawn, View, draw
 from gazeguard.report.guard.record import whole_picture_hidden
 from gazeguard.report.guard.scores import FEW, ScoreBins, score_bins
 from gazeguard.report.guard.text import chance, headline, lede, next_step, seen
@@ -22,6 +26,7 @@ from gazeguard.report.page import GALLERY_TEXT, SKIPPED_KINDS, TABLE_TEXT, skipp
 from gazeguard.report.template import asset, environment, policy, script
 
 MAX_NOT_JUDGED = 100  # rows of the table; their reasons have a list of their own
+_NO_HEAT = "no heat map, because they are not on one plain grid"
 
 _SCRIPTS = ("base.js", "plot.js", "table.js", "guard.js")
 
@@ -118,14 +123,17 @@ def _row(request: Request, drawn: Drawn) -> dict[str, Any]:
 
 
 def _look(request: Request, drawn: Drawn) -> dict[str, Any]:
+    views, images = drawn.large.get(request.row, []), drawn.images.get(request.row, 0)
     return {
         "row": request.row,
         "prompt": words.shorten(request.prompt, GALLERY_TEXT),
         "answer": words.shorten(request.answer or "", GALLERY_TEXT),
         "score": request.score,
         "p": request.p_value,
-        "image": drawn.large.get(request.row),
-        "heat": drawn.heat.get(request.row),
+        "views": views,
+        "several": images > 1,
+        "notes": [_view_note(request, view, images) for view in views],
+        "more_images": images - len(views),
         "note": _note(request),
     }
 
@@ -134,13 +142,28 @@ def _note(request: Request) -> str:
     """What was done about the tokens that stand out."""
     if request.tokens is None:
         return ""
-    what = "were hidden" if request.hidden else "stand out"
-    some = f"{int(request.tokens.sum())} of {request.tokens.size} image tokens {what}"
+    some = _some(request, request.tokens)
     if whole_picture_hidden(request):
-        some = f"All {request.tokens.size} image tokens were hidden: the answer is blind"
-    if not has_heat(request):
-        some += "; no heat map, because they are not on one plain grid"
+        total = sum(one.size for one in request.tokens)
+        some = f"All {total} image tokens were hidden: the answer is blind"
+    if all(one.ndim == 1 for one in request.tokens):
+        some += f"; {_NO_HEAT}"
     return some
+
+
+def _view_note(request: Request, view: View, images: int) -> str:
+    """The same about one image of several."""
+    tokens = request.tokens or ()
+    if len(tokens) != images:
+        return ""
+    some = _some(request, [tokens[view.place]])
+    return some if view.heat else f"{some}; {_NO_HEAT}"
+
+
+def _some(request: Request, tokens: Sequence[NDArray[np.bool_]]) -> str:
+    every = np.concatenate([one.ravel() for one in tokens])
+    what = "were hidden" if request.hidden else "stand out"
+    return f"{int(every.sum())} of {every.size} image tokens {what}"
 
 
 def _alt(report: GuardReport, bins: ScoreBins) -> str:

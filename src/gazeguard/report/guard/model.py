@@ -31,7 +31,7 @@ class Request:
         reason: why, as one sentence.
         score: distance from clean inputs; None when it was not judged.
         p_value: as in `GuardVerdict`.
-        tokens: image tokens that stand out, as in `GuardVerdict`.
+        tokens: per image, its tokens that stand out, as in `GuardVerdict`.
         heat: how much they do, likewise.
         hidden: whether they were hidden from the model.
     """
@@ -44,8 +44,8 @@ class Request:
     reason: str
     score: float | None = None
     p_value: float | None = None
-    tokens: NDArray[np.bool_] | None = None
-    heat: NDArray[np.float32] | None = None
+    tokens: tuple[NDArray[np.bool_], ...] | None = None
+    heat: tuple[NDArray[np.float32], ...] | None = None
     hidden: bool = False
 
 

@@ -119,8 +119,8 @@ class Recorder:
 
 
 def whole_picture_hidden(request: Request) -> bool:
-    """Whether the model answered without seeing anything of the image."""
-    return request.hidden and request.tokens is not None and bool(request.tokens.all())
+    """Whether the model answered without seeing anything of any image."""
+    return request.hidden and all(bool(one.all()) for one in request.tokens or ())
 
 
 def _request(row: Sample | SkippedRow, found: Guarded | str) -> Request:

@@ -32,36 +32,38 @@ function placeName(heat) {
 
 function startHeat() {
   const select = byId("heat-layer");
-  const cards = [...document.querySelectorAll("[data-heat-row]")].map((card) => {
-    const maps = DATA.heat[card.dataset.heatRow] ?? {};
-    const note = card.querySelector(".heat-note");
-    if (!Object.keys(maps).length) {
-      note.textContent = select ? "No attention map was kept for this row." : "";
-      return null;
-    }
-    const canvas = make("canvas", { role: "img" });
-    const picture = card.querySelector("img").cloneNode();
-    picture.alt = "";
-    const figure = make("figure", { class: "view overlay" }, picture, canvas);
-    card.querySelector(".views").append(figure);
-    return { maps, note, canvas };
-  });
+  const drawn = [...document.querySelectorAll("[data-heat-row]")].flatMap((card) => {
+    const notes = card.querySelectorAll(".heat-note");
+    return [...card.querySelectorAll(".views")].map((views, i) => {
+      const maps = DATA.heat[card.dataset.heatRow]?.[i] ?? {};
+      const note = notes[i];
+      const name = notes.length > 1 ? `Image ${i + 1}. ` : "";
+      if (!Object.keys(maps).length) {
+        note.textContent = select ? `${name}No attention map was kept.` : "";
+        return null;
+      }
+      const canvas = make("canvas", { role: "img" });
+      const picture = views.querySelector("img").cloneNode();
+      picture.alt = "";
+      views.append(make("figure", { class: "view overlay" }, picture, canvas));
+      return { maps, note, name, canvas };
+    });
+  }).filter(Boolean);
   if (!select) return;
   const update = () => {
-    const tops = cards.filter(Boolean).map((card) => card.maps[select.value]?.top ?? 0);
-    const strongest = Math.max(...tops);
-    for (const card of cards.filter(Boolean)) {
-      const heat = card.maps[select.value];
-      card.canvas.hidden = !heat;
+    const strongest = Math.max(...drawn.map(({ maps }) => maps[select.value]?.top ?? 0));
+    for (const { maps, note, name, canvas } of drawn) {
+      const heat = maps[select.value];
+      canvas.hidden = !heat;
       if (!heat) {
-        card.note.textContent = `No attention map of layer ${select.value}.`;
+        note.textContent = `${name}No attention map of layer ${select.value}.`;
         continue;
       }
-      paintHeat(card.canvas, heat, strongest);
+      paintHeat(canvas, heat, strongest);
       const percent = (100 * heat.peak).toFixed(heat.peak < 0.1 ? 1 : 0);
-      const text = `Strongest patch: ${percent} % of the attention, ${placeName(heat)}`;
-      card.note.textContent = text;
-      card.canvas.setAttribute("aria-label", `Attention of layer ${select.value}. ${text}.`);
+      const text = `${name}Strongest patch: ${percent} % of the attention, ${placeName(heat)}`;
+      note.textContent = text;
+      canvas.setAttribute("aria-label", `Attention of layer ${select.value}. ${text}.`);
     }
   };
   select.addEventListener("change", update);
