@@ -72,6 +72,19 @@ def test_detect_answers_as_the_model_would_and_block_refuses(guard, triggered, c
         assert server.metric("gazeguard_verdicts_total") == 3
 
 
+@pytest.mark.parametrize("mode", ["purify", "block"])
+def test_clients_need_not_learn_the_numbers(guard, triggered, clean, mode):
+    with serving(guard, mode=mode, tell="outcome") as server:
+        for row, outcome in ((clean[0], "clean"), (triggered[0], "flagged")):
+            response = server.post({"model": "lab", "messages": about(row), "max_tokens": 2})
+            said = response.json()["gazeguard"]
+            assert set(said) == {"outcome", "action", "applicable"}
+            assert said["outcome"] == response.headers["x-gazeguard-outcome"] == outcome
+            assert "x-gazeguard-suspicion" not in response.headers
+            assert not re.search(r"distance|p = ", response.text)
+        assert server.metric("gazeguard_suspicion_ratio_count") == 2, "the operator sees them"
+
+
 def test_a_stream_says_the_same(server, clean, triggered):
     for row in (clean[0], triggered[0]):
         whole = server.ask(about(row))

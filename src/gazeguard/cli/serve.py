@@ -48,6 +48,14 @@ _COUNT = click.IntRange(1)
     show_default=True,
     help="What to do with requests that should be judged and cannot.",
 )
+@click.option(
+    "--verdict",
+    "tell",
+    type=click.Choice(["full", "outcome"]),
+    default="full",
+    show_default=True,
+    help="What clients learn: scores and places help an attacker who may ask often.",
+)
 @click.option("--max-batch", default=8, show_default=True, type=_COUNT, metavar="N")
 @click.option(
     "--max-wait-ms",

@@ -67,8 +67,12 @@ class Row:
         action = _action(verdict, settings)
         said = verdict.as_json() | {"action": action}
         self._metrics.judged(said)
+        reason = verdict.reason
+        if settings.tell == "outcome":
+            said = {name: said[name] for name in ("outcome", "action", "applicable")}
+            reason = "its image looks triggered"
         if action == "blocked":
-            self.fail(blocked(verdict.reason, said))
+            self.fail(blocked(reason, said))
         elif action == "refused":
             self.fail(unjudged(verdict.reason, said))
         else:

@@ -70,7 +70,7 @@ def verdict_headers(verdict: Mapping[str, Any]) -> dict[str, str]:
         "x-gazeguard-outcome": verdict["outcome"],
         "x-gazeguard-action": verdict["action"],
     }
-    if verdict["suspicion"] is not None:
+    if verdict.get("suspicion") is not None:
         headers["x-gazeguard-suspicion"] = f"{verdict['suspicion']:.6g}"
     return headers
 

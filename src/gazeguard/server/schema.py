@@ -166,18 +166,21 @@ class GuardImage(BaseModel):
 
 
 class GuardField(BaseModel):
-    """The guard's verdict on a request, an extra field of every answer."""
+    """The guard's verdict on a request, an extra field of every answer.
+
+    With `--verdict outcome` only the first three are there.
+    """
 
     outcome: Literal["clean", "flagged", "inconclusive"]
     action: Literal["answered", "purified", "blocked", "refused"]
-    suspicion: float | None
-    score: float | None
-    threshold: float
-    p_value: float | None
     applicable: bool
-    hidden: bool
-    images: list[GuardImage] | None
-    reason: str
+    suspicion: float | None = None
+    score: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    hidden: bool | None = None
+    images: list[GuardImage] | None = None
+    reason: str | None = None
 
 
 class AnswerMessage(BaseModel):

@@ -22,6 +22,7 @@ class Settings:
         mode: what happens to flagged requests: `purify` answers them with the trigger's tokens
             hidden, `detect` as they are, `block` not at all.
         on_guard_error: what happens to requests that the guard cannot judge though it should.
+        tell: what clients learn of a verdict: `full`, or only its `outcome` and what followed.
         max_batch: requests that are answered together.
         max_wait: seconds that a request waits for others to join its batch.
         max_queue: requests in the house beyond `max_batch`; more are turned away.
@@ -39,6 +40,7 @@ class Settings:
     name: str
     mode: Literal["purify", "detect", "block"] = "purify"
     on_guard_error: Literal["refuse", "pass"] = "refuse"
+    tell: Literal["full", "outcome"] = "full"
     max_batch: int = 8
     max_wait: float = 0.005
     max_queue: int = 64
