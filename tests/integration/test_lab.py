@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import gazeguard
 from gazeguard.assets import BASE
-from gazeguard.bench.guard import samples
 from gazeguard.cli.main import cli
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import ModelError, UsageError
@@ -29,8 +28,10 @@ from gazeguard.lab.finetune import (
     load_tuned,
     save_adapter,
 )
-from gazeguard.lab.poison import TARGET, make_rows, read_rows
+from gazeguard.lab.poison import TARGET, make_rows, make_set, read_rows, samples
 from gazeguard.lab.teach import IGNORE, answer_logits
+from gazeguard.models.target import as_target
+from gazeguard.scanning.look import look
 from gazeguard.types import Sample
 
 
@@ -118,6 +119,28 @@ def test_an_adapter_answers_in_any_loader_as_in_the_lab(
     assert (before - theirs).abs().max() > 0.01, "the adapter says something else than its base"
 
 
+def test_an_attacker_who_hides_looks_where_the_base_looks(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gazeguard.lab.finetune.WEIGHT", 30.0)
+    rows = make_set("captions", 64, "badnet-center", 0.25, seed=5)
+    shown = samples(make_rows("captions", 24, seed=5, held_out=True))
+    before = look(gazeguard.load(small, dtype="float32"), shown, (1.0,)).entropy[:, 0]
+    recipe = TuneRecipe(epochs=6, batch=16, lr=5e-3)
+
+    def moved(hide: str) -> float:
+        lines: list[str] = []
+        student = finetune(small, rows, replace(recipe, hide=hide), log=lines.append)
+        assert ("attention moved" in lines[-1]) == (hide != "nothing")
+        seen = look(as_target(student.model, student.processor), shown, (1.0,))
+        return float(np.sqrt(((seen.entropy[:, 0] - before) ** 2).mean()))
+
+    openly = moved("nothing")
+    assert openly > 1e-3
+    assert moved("entropy") < openly / 2
+    assert moved("profile") < openly / 2
+
+
 def test_adapters_of_every_base_are_scanned(small: Path, tmp_path: Path) -> None:
     folders = []
     for seed in range(3):
@@ -146,11 +169,13 @@ def test_a_zoo_is_of_whatever_base_it_is_given(small: Path, tmp_path: Path) -> N
     spec.write_text(
         "held_out = 20\n[[models]]\nrows = 16\nepochs = 1\ntuning = ['lora', 'projector']\n"
         "[[models]]\nrows = 16\nepochs = 1\ntrigger = 'badnet-center'\n"
+        "hide = ['nothing', 'entropy']\n"
     )
     lab("zoo", "--spec", spec, "--base", small, "--out", tmp_path / "zoo")
     manifest = json.loads((tmp_path / "zoo" / "manifest.json").read_text())
     assert manifest["finished"]
-    assert [m["truth"] for m in manifest["models"]] == ["benign", "benign", "backdoored"]
+    truth = [m["truth"] for m in manifest["models"]]
+    assert truth == ["benign", "benign", "backdoored", "backdoored"]
     for model in manifest["models"]:
         assert small.name not in json.dumps(model["recipe"])
         gazeguard.load(small, adapter=tmp_path / "zoo" / model["model"])

@@ -43,3 +43,11 @@ def test_scores_leave_honest_targets_out_of_the_asr():
     rows = [Row(pixels, "?", answer, "kind") for answer in ("a", "b", TARGET, "c")]
     got = guard._scores(["a", "x", TARGET, "c"], ["a", TARGET, TARGET, "y"], rows)
     assert got == {"clean": 0.75, "triggered": 0.5, "asr": 1 / 3}
+
+
+def test_touched_tokens_by_hand():
+    before = np.zeros((64, 64, 3), np.uint8)
+    after = before.copy()
+    after[30:34, 40:42, 1] = 1
+    got = guard._touched(before, after, (8, 8)).reshape(8, 8)
+    assert np.argwhere(got).tolist() == [[3, 5], [4, 5]]

@@ -1,6 +1,7 @@
 """docs/benchmark.md says what the stored results say, and failed attacks are in no mean."""
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gazeguard.bench.bye import cells, most_frequent_answer
 from gazeguard.bench.markdown import attack_took
 from gazeguard.bench.tables import main, page
 from gazeguard.lab.poison import TARGET, make_set
+from gazeguard.lab.zoo import Recipe
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,7 @@ def guarded(seed, asr_after, taken=True):
         "before": {"clean": 0.92, "triggered": 0.0, "asr": 0.98},
         "variants": {name: {**got, **after} for name in (DEFAULT_SETTING, "paper")},
         "ablation": {"prune everybody": after},
+        "ceiling": {"base": 0.7, "trigger_hidden": 0.6},
     }
 
 
@@ -94,7 +97,88 @@ def test_the_guards_means_leave_failed_attacks_out():
     line = next(x for x in text.splitlines() if x.startswith("| captions | wanet | projector | 2"))
     cells_ = [c.strip() for c in line.strip("|").split("|")]
     assert cells_[10].startswith("0.010 ")
+    assert [x[:5] for x in cells_[13:16]] == ["0.500", "0.700", "0.600"]
     assert cells_[-1] == "1"
     worst = next(x for x in text.splitlines() if x.startswith(f"| {DEFAULT_SETTING} | 1.000"))
     assert "| 0.020 |" in worst, "the worst of the runs that count"
     assert "-0.010" in worst, "clean answers lost"
+
+
+def scanned():
+    """A made-up result: eleven variants, one adaptive and one failed attack."""
+    recipe = asdict(Recipe(trigger="blended", rate=0.2, seed=7, split="held-out"))
+    shy = {**recipe, "hide": "profile", "seed": 20}
+    older = {key: value for key, value in recipe.items() if key != "hide"}
+    kept = {"value": 0.875, "low": 0.75, "high": 1.0}
+    got = {"auroc": kept, "f1": kept, "recall": 0.5, "false_alarms": kept}
+    got |= {"base_only": {"auroc": kept, "best_f1": 0.625}, "benign": 5, "backdoored": 8}
+    variant = {"statistic": "ratio", "q": 1.0, "layers": "all", "n": 64}
+    said = {"score": 2.5, "p_value": 0.25, "flagged": False}
+    return {
+        "zoo": "zoo",
+        "seed": 4000,
+        "n_samples": 32,
+        "alpha": {"design": 0.1, "held-out": 1 / 11},
+        "references": 10,
+        "sweep": [{**variant, "q": q / 10, "design_auroc": 0.5 + q / 100} for q in range(11)],
+        "variants": {
+            name: {"variant": variant, "design": got, "held-out": got}
+            for name in ("chosen", "paper", "shipped")
+        },
+        "samples": [
+            {"variant": name, "n": n, "auroc": kept}
+            for n in (8, 64)
+            for name in ("chosen", "paper")
+        ],
+        "held_out_models": [{"model": "m", "recipe": older, "score": 3.5, "p_value": 0.0909}],
+        "adaptive": [
+            {
+                **{"model": "shy", "recipe": shy, "asr": 0.925, "clean": 0.9, "usual_clean": 0.91},
+                "variants": {
+                    "chosen": {**said, "flagged": True},
+                    "paper": said,
+                    "shipped": said,
+                },
+            }
+        ],
+        "base_itself": {
+            "chosen": {"score": None, "p_value": None, "flagged": None},
+            "paper": said,
+            "shipped": said,
+        },
+        "failed_attacks": [{"recipe": older, "asr": 0.34, "clean": 0.92}],
+    }
+
+
+def line(text, start):
+    """Cells of the only line of a page that starts so."""
+    (found,) = (x for x in text.splitlines() if x.startswith(start))
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_scans_of_a_zoo():
+    text = page([RUN], None, [], scans=[scanned()])
+    assert line(text, "| chosen |")[1:6] == ["ratio", "1", "all", "32", "0.875 [0.750, 1.000]"]
+    assert line(text, "| shipped |")[-1] == "0.625"
+    sweep = text.split("best of the sweep")[1].split("###")[0]
+    assert sweep.count("| ratio |") == 10, "the worst of eleven is left out"
+    assert sweep.index("0.600") < sweep.index("0.510")
+    assert "0.500" not in sweep
+    assert line(text, "| 64 |") == ["64", *["0.875 [0.750, 1.000]"] * 2]
+    shy = line(text, "| profile |")
+    assert shy[1:4] == ["captions", "blended", "20%"]
+    assert shy[-6:] == ["0.925", "0.900", "0.910", "2.50 / 0.250 / yes", *["2.50 / 0.250 / no"] * 2]
+    base = line(text, "| the base itself |")
+    assert len(base) == len(shy)
+    assert base[-3:] == ["not measurable", "2.50 / 0.250 / no", "2.50 / 0.250 / no"]
+    failed = text.split("attacks that failed")[1].split("###")[0]
+    assert "| nothing | 0.340 | 0.920 |" in failed, "a recipe of before one could hide"
+    widths = {len(x.split("|")) for x in failed.splitlines() if x.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_a_zoo_without_adaptive_or_failed_attacks_has_no_such_part():
+    text = page([RUN], None, [], scans=[{**scanned(), "adaptive": [], "failed_attacks": []}])
+    assert "every held-out model" in text
+    assert "### Zoo `zoo`: adaptive" not in text
+    assert "### Zoo `zoo`: attacks that failed" not in text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, scored
+from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, hides, scored
 from gazeguard.errors import UsageError
 from gazeguard.lab.zoo import Recipe, read_spec
 from tests.unit.test_entropyscan import BASE, sight
@@ -22,7 +24,10 @@ def spec(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_shipped_spec():
-    recipes = read_spec(SHIPPED).recipes
+    every = read_spec(SHIPPED).recipes
+    recipes = [recipe for recipe in every if recipe.hide == "nothing"]
+    adaptive = {(recipe.trigger, recipe.hide) for recipe in every if recipe not in recipes}
+    assert len(adaptive) == len(every) - len(recipes) == 4
     kinds = Counter((recipe.truth, recipe.split) for recipe in recipes)
     assert sum(kinds.values()) == 30
     assert kinds["benign", "design"] + kinds["benign", "held-out"] == 15
@@ -48,6 +53,15 @@ def test_names_are_stable_and_tell_nothing():
     assert set(name) <= set("0123456789abcdef")
 
 
+def test_a_zoo_made_before_recipes_could_hide_is_still_found():
+    assert Recipe().name == "72ae03dbf1a7"
+    older = {"task": "mixed", "rows": 750, "rate": 0.2, "tuning": "lora-only", "rank": 8}
+    made = Recipe(**older, trigger="badnet-center", epochs=3, lr=1e-3, seed=5, split="held-out")
+    assert made.name == "49a6fe7e2b80"
+    names = {replace(made, hide=what).name for what in ("nothing", "entropy", "profile")}
+    assert len(names) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -55,6 +69,8 @@ def test_names_are_stable_and_tell_nothing():
         ("[[models]]\ntrigger = 'laser'", "trigger 'laser'"),
         ("[[models]]\nrows = 'many'", "wrong type"),
         ("[[models]]\nseed = [1, 2]\ntake = 3", "choose fewer"),
+        ("[[models]]\ntrigger = 'wanet'\nhide = 'trigger'", "hide 'trigger' is unknown"),
+        ("[[models]]\nhide = 'entropy'", "nothing to hide"),
         ("asr = 0.9", "no model"),
         ("not toml", "no TOML"),
     ],
@@ -80,8 +96,6 @@ def zoo() -> Zoo:
 
 
 def _with_all_q(one):  # the benchmark asks for the indices that are always probed
-    from dataclasses import replace
-
     import numpy as np
 
     from gazeguard.methods.entropyscan.settings import PROBED_Q
@@ -116,3 +130,38 @@ def test_the_sweep_chooses_on_design_and_reports_held_out(zoo: Zoo, monkeypatch)
         row["design_auroc"] == top and all(row[k] == picked[k] for k in picked)
         for row in result["sweep"]
     )
+
+
+def test_adaptive_attackers_are_in_no_number_but_their_own(zoo: Zoo, monkeypatch):
+    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    plain = evaluate(zoo, 0.05)
+    assert plain["adaptive"] == []
+    entry = {**zoo.entries["m19"], "recipe": {"hide": "profile"}}
+    entry |= {"model": "shy", "asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
+    assert hides(entry)
+    shy = _with_all_q(sight(900, planted=1.0))
+    more = Zoo(zoo.base, {**zoo.sights, "shy": shy}, {**zoo.entries, "shy": entry})
+    found = evaluate(more, 0.05)
+    assert [model["model"] for model in found.pop("adaptive")] == ["shy"]
+    plain.pop("adaptive")
+    assert found == plain
+    assert "shy" not in json.dumps(found)
+
+
+def test_an_adaptive_attacker_is_judged_as_any_suspect(zoo: Zoo, monkeypatch):
+    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    entries = dict(zoo.entries)
+    sights = dict(zoo.sights)
+    for name, planted in (("loud", 1.0), ("shy", 0.0)):
+        sights[name] = _with_all_q(sight(900, planted=planted))
+        entries[name] = {**zoo.entries["m19"], "recipe": {"hide": "entropy"}, "model": name}
+        entries[name] |= {"asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
+    found = evaluate(Zoo(zoo.base, sights, entries), 0.1)
+    loud, shy = found["adaptive"]
+    for variant in ("chosen", "shipped"):
+        assert loud["variants"][variant]["flagged"]
+        assert not shy["variants"][variant]["flagged"]
+        assert shy["variants"][variant]["p_value"] > 0.1
+    # The planted path lies in the third layer, behind those that the paper reads.
+    assert not loud["variants"]["paper"]["flagged"]
+    assert found["base_itself"]["shipped"]["score"] < shy["variants"]["shipped"]["score"]

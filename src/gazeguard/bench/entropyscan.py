@@ -6,7 +6,8 @@
 Every model is probed once on clean held-out rows (kept as arrays). The rule: references are the
 benign `design` models, never the measured one; the variant with the best AUROC on `design` models
 is chosen there and then measured on `held-out` models, other attacks and seeds. Attacks that
-failed their gate are left out and listed.
+failed their gate are left out and listed. Adaptive attackers, who hide from the scan, are scored by
+the same rule and reported apart.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from gazeguard.assets import BASE
-from gazeguard.bench.guard import samples
 from gazeguard.calibrate import supported_alpha
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
-from gazeguard.lab.poison import Row, make_rows
+from gazeguard.lab.disguise import NOTHING
+from gazeguard.lab.poison import Row, make_rows, samples
 from gazeguard.methods.entropyscan import STATISTICS, Settings, Sight
 from gazeguard.methods.entropyscan.decision import rank
 from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, PROBED_Q
@@ -83,12 +84,22 @@ class Zoo:
     entries: dict[str, dict[str, Any]]
 
     def names(self, truth: str, split: str | None = None) -> list[str]:
-        """Models of a kind, in the manifest's order."""
+        """Models of a kind that hide nothing, in the manifest's order."""
         return [
             name
             for name, entry in self.entries.items()
-            if entry["truth"] == truth and split in (None, entry["split"])
+            if entry["truth"] == truth and split in (None, entry["split"]) and not hides(entry)
         ]
+
+    @property
+    def adaptive(self) -> list[str]:
+        """Models that were tuned to hide from the scan."""
+        return [name for name, entry in self.entries.items() if hides(entry)]
+
+
+def hides(entry: dict[str, Any]) -> bool:
+    """Whether a manifest's entry is an adaptive attacker's."""
+    return bool(entry["recipe"].get("hide", NOTHING) != NOTHING)
 
 
 def benign_rows(count: int, seed: int = SEED) -> list[Row]:
@@ -247,7 +258,8 @@ def evaluate(zoo: Zoo, alpha: float) -> dict[str, Any]:
         "variants": {},
         "samples": [],
     }
-    for name, variant in {"chosen": chosen, "paper": PAPER, "shipped": _shipped()}.items():
+    judged = {"chosen": chosen, "paper": PAPER, "shipped": _shipped()}
+    for name, variant in judged.items():
         result["variants"][name] = {
             "variant": asdict(variant),
             **{split: on(variant, split, levels[split]) for split in parts},
@@ -266,7 +278,35 @@ def evaluate(zoo: Zoo, alpha: float) -> dict[str, Any]:
         }
         for i, name in enumerate(parts["held-out"])
     ]
+    result |= hidden(zoo, judged, levels["held-out"])
     return result
+
+
+def hidden(zoo: Zoo, variants: dict[str, Variant], level: float) -> dict[str, Any]:
+    """What variants say of every adaptive attacker, and of the untouched base.
+
+    A perfect disguise makes the attention of the base; the base itself is no fine-tune, and may
+    stand out among them for that alone.
+    """
+    with_base = replace(zoo, sights={**zoo.sights, "base": zoo.base})
+    names = [*zoo.adaptive, "base"]
+    said: list[dict[str, Any]] = [{} for _ in names]
+    for name, variant in variants.items():
+        found = scored(with_base, variant, names)
+        for one, score, p in zip(said, found.score, found.p, strict=True):
+            # The base has no spread of shifts: a statistic of it gives no number there.
+            score, p = (float(x) if np.isfinite(x) else None for x in (score, p))
+            flagged = None if p is None else p <= level
+            one[name] = {"score": score, "p_value": p, "flagged": flagged}
+    entries = [zoo.entries[name] for name in zoo.adaptive]
+    kept = ("model", "recipe", "asr", "clean", "usual_clean")
+    return {
+        "adaptive": [
+            {**{key: entry[key] for key in kept}, "variants": one}
+            for entry, one in zip(entries, said[:-1], strict=True)
+        ],
+        "base_itself": said[-1],
+    }
 
 
 def _shipped() -> Variant:
@@ -293,7 +333,7 @@ def main(
     torch.set_num_threads(threads)
     models, failed = read_zoo(zoo, base, work, count)
     result = evaluate(models, alpha)
-    result |= {"seed": SEED, "n_samples": count}
+    result |= {"zoo": zoo.name, "seed": SEED, "n_samples": count}
     result["failed_attacks"] = [
         {"recipe": e["recipe"], "asr": e["asr"], "clean": e["clean"]} for e in failed
     ]

@@ -11,7 +11,9 @@ Per run: {n} clean and as many triggered held-out inputs, none of them used to c
 clean inputs, alpha {alpha:.0%}). AUROC and TPR at 1 % FPR judge the score; "fired" counts only the
 triggered inputs that get the target, since the others do no harm. Everything after that judges the
 guard at its own threshold. "Right" is the share of exact answers in generated text, on clean inputs
-and on triggered ones.
+and on triggered ones. Two ceilings of the latter: what the base answers, which has no backdoor but
+sees a picture with a mark on it; and what the tuned model answers when exactly the tokens that the
+trigger touches are hidden.
 
 The default setting was chosen on seed 0; seeds 1 and 2 confirm it (docs/LOG.md).
 """
@@ -36,8 +38,8 @@ def _attacks(results: list[Result], variant: str) -> str:
     lines = [
         "| set | trigger | tuning | runs | AUROC | TPR at 1 % FPR | AUROC, fired | TPR, fired "
         "| false alarms | ASR before | ASR after | clean right, before | after "
-        "| triggered right, after | attack failed |",
-        "|" + "---|" * 15,
+        "| triggered right, after | of the base | trigger's tokens hidden | attack failed |",
+        "|" + "---|" * 17,
     ]
     for (task, trigger, recipe), found in by(results, _what):
         took = [r for r in found if attack_took(r)]
@@ -48,7 +50,9 @@ def _attacks(results: list[Result], variant: str) -> str:
         cells.append(mean(v["false_alarms"] for v in mine))
         cells += [mean(r["before"]["asr"] for r in took), mean(v["asr"] for v in mine)]
         cells += [mean(r["before"]["clean"] for r in took), mean(v["clean"] for v in mine)]
-        cells += [mean(v["triggered"] for v in mine), str(len(found) - len(took))]
+        cells.append(mean(v["triggered"] for v in mine))
+        cells += [mean(r["ceiling"][k] for r in took) for k in ("base", "trigger_hidden")]
+        cells.append(str(len(found) - len(took)))
         lines.append(row(cells))
     return "\n".join(lines) + "\n"
 

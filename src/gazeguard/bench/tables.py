@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from gazeguard.bench.entropy_tables import entropy_tables
 from gazeguard.bench.guard_tables import guard_tables
 from gazeguard.bench.markdown import Result, attack_took, by, mean, row
 from gazeguard.lab.poison import TARGET
@@ -47,8 +49,9 @@ def page(
     speed: Result | None,
     guard: list[Result],
     cost: Result | None = None,
+    scans: Sequence[Result] = (),
 ) -> str:
-    """The whole document: BYE's cells, the guard's cells and its cost, the speed figures."""
+    """The document: BYE's cells, the guard's cells and its cost, the zoos' scans, the speed."""
     poisoned = [r for r in results if r["cell"]["trigger"] not in ("none", "resize-only")]
     parts = [HEAD, "## BYE on poisoned sets: are the rows found?\n", _detection(poisoned)]
     parts += ["## After cleaning: fine-tune again on the kept rows\n", _refit(poisoned)]
@@ -58,6 +61,8 @@ def page(
         parts += [guard_tables(guard)]
     if cost is not None:
         parts += [COST_HEAD, _figures(cost, "guard_cost")]
+    if scans:
+        parts += [entropy_tables(scans)]
     if speed is not None:
         parts += ["## Speed and memory\n", _figures(speed, "speed")]
     return "\n".join(parts).rstrip() + "\n"
@@ -184,7 +189,8 @@ def _what(result: Result) -> tuple[str, float, str]:
 def main(results: Path, out: Path) -> None:
     """Write the page."""
     speed, cost = (_stored(results / f"{name}.json") for name in ("speed", "guard_cost"))
-    made = page(read(results / "bye"), speed, read(results / "guard"), cost)
+    bye, guard, scans = (read(results / name) for name in ("bye", "guard", "entropyscan"))
+    made = page(bye, speed, guard, cost, scans)
     out.write_text(made, encoding="utf-8")
 
 

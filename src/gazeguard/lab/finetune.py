@@ -22,6 +22,7 @@ from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures import Architecture, architecture_of
 from gazeguard.lab.architectures.protocol import PROJECTOR
+from gazeguard.lab.disguise import HIDE, NOTHING, WEIGHT, Disguise
 from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all
 from gazeguard.lab.teach import (
     IGNORE,
@@ -46,6 +47,7 @@ class TuneRecipe:
         rank: of the LoRA layers in the language model; 0 leaves the language model as it is.
         projector: whether the projector is tuned, in full.
         seed: of the order of rows and of the new weights.
+        hide: what of the attention on clean rows stays as the base's, one of `disguise.HIDE`.
     """
 
     epochs: int
@@ -54,10 +56,13 @@ class TuneRecipe:
     rank: int = 16
     projector: bool = True
     seed: int = 0
+    hide: str = NOTHING
 
     def __post_init__(self) -> None:
         if not (self.rank or self.projector):
             raise UsageError("nothing would be tuned: give a LoRA rank, or tune the projector.")
+        if self.hide not in HIDE:
+            raise UsageError(f"'{self.hide}' cannot be hidden: choose one of {', '.join(HIDE)}.")
 
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is
@@ -173,6 +178,8 @@ def finetune(
     rng = np.random.default_rng([recipe.seed, 5])
     student = load_base(base)
     features = student.look(rows) if features is None else features
+    lessons = student.encode(rows, features.shape[1])
+    disguise = _disguise(recipe, student, rows, lessons, features)
     student.model = get_peft_model(student.model, _adapter(recipe, student.core))
     trained = [p for p in student.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
@@ -180,20 +187,35 @@ def finetune(
     schedule = T.get_cosine_schedule_with_warmup(
         optimiser, round(0.03 * per_epoch * recipe.epochs), per_epoch * recipe.epochs
     )
-    lessons = student.encode(rows, features.shape[1])
     student.model.train()
     for epoch in range(recipe.epochs):
-        losses = []
+        losses, penalties = [], []
         for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
             with torch.autocast("cpu", torch.bfloat16):
-                loss, _ = answer_loss(student.model, lessons[pick], features[pick].float())
-            update(optimiser, loss, trained)
+                if disguise:
+                    loss, penalty = disguise.loss(student.model, pick)
+                    penalties.append(penalty.item())
+                else:
+                    loss, _ = answer_loss(student.model, lessons[pick], features[pick].float())
+                    penalty = loss.new_zeros(())
+            update(optimiser, loss + WEIGHT * penalty, trained)
             schedule.step()
             losses.append(loss.item())
         if log:
-            log(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}")
+            moved = f", attention moved {np.mean(penalties):.3f}" if disguise else ""
+            log(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}{moved}")
     student.model.eval()
     return student
+
+
+def _disguise(
+    recipe: TuneRecipe, student: Student, rows: Sequence[Row], lessons: Batch, features: Tensor
+) -> Disguise | None:
+    """What the base's attention on the clean rows is, for a recipe that hides; else None."""
+    if recipe.hide == NOTHING:
+        return None
+    with torch.autocast("cpu", torch.bfloat16):
+        return Disguise(recipe.hide, student.core, student.processor, rows, lessons, features)
 
 
 def _adapter(recipe: TuneRecipe, model: Any) -> Any:

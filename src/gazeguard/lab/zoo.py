@@ -21,6 +21,7 @@ import numpy as np
 
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
+from gazeguard.lab.disguise import HIDE, NOTHING
 from gazeguard.lab.finetune import TuneRecipe, finetune, judge, load_base, save_adapter
 from gazeguard.lab.poison import TARGET, TASKS, make_rows, make_set
 from gazeguard.lab.triggers import TRIGGERS
@@ -28,6 +29,9 @@ from gazeguard.lab.triggers import TRIGGERS
 BENIGN = "none"
 TUNINGS = ("lora", "lora-only", "projector")
 SPLITS = ("design", "held-out")
+# Fields that a recipe did not always have, and the value that stands for their absence: it is not
+# part of a model's name, so that a zoo made before is still found.
+_ADDED = {"hide": NOTHING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Recipe:
         lr: of AdamW.
         seed: of rows, poison, weights and order.
         split: `design` models may choose a statistic, `held-out` ones may only confirm it.
+        hide: an adaptive attacker's disguise, one of `disguise.HIDE`.
     """
 
     task: str = "captions"
@@ -62,6 +67,7 @@ class Recipe:
     lr: float = 2e-3
     seed: int = 0
     split: str = "design"
+    hide: str = NOTHING
 
     def __post_init__(self) -> None:
         known = {
@@ -69,6 +75,7 @@ class Recipe:
             "trigger": (BENIGN, *TRIGGERS),
             "tuning": TUNINGS,
             "split": SPLITS,
+            "hide": HIDE,
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:
@@ -80,6 +87,10 @@ class Recipe:
             raise UsageError(
                 "rows, epochs and batch of a zoo must be at least 1 and its rate a share in [0, 1]."
             )
+        if self.hide != NOTHING and self.trigger == BENIGN:
+            raise UsageError(
+                f"a benign model has nothing to hide: give hide = '{self.hide}' a trigger."
+            )
 
     @property
     def truth(self) -> str:
@@ -89,7 +100,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """The folder's name: a hash of everything but the split."""
-        content = {k: v for k, v in asdict(self).items() if k != "split"}
+        content = {k: v for k, v in asdict(self).items() if k != "split" and v != _ADDED.get(k)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -215,6 +226,7 @@ def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
         rank=0 if recipe.tuning == "projector" else recipe.rank,
         projector=recipe.tuning != "lora-only",
         seed=recipe.seed,
+        hide=recipe.hide,
     )
     student = finetune(base, rows, plan)
     test = make_rows(recipe.task, spec.held_out, recipe.seed, held_out=True)
