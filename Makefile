@@ -44,6 +44,9 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	$(BIN)/python -m gazeguard.bench.bye
 	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
 	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
+	$(BIN)/python -m gazeguard.bench.serve --out bench/results/serve.json
+	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo
+	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gazeguard.guarding.glance import part_of
 from gazeguard.lab import tiny
 from gazeguard.methods.cleansight.settings import Setting
 from gazeguard.models.recognise import frame_of, images, recognise
@@ -25,6 +26,8 @@ ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
 LATE = Setting("all", "log-ratio", "whitened", 0.05)
 WIDEN = Setting("all", "log-ratio", "whitened", "widen")
 SEARCH = Setting("all", "log-ratio", "whitened", "search")
+# Their decoder also gets features of all pictures in one run, in no batch's order.
+NOT_ALONE = {"qwen3_vl"}
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,65 @@ def test_flagged_equal_the_eager_reference_and_others_do_not_notice(
     assert worst < 1e-4, f"off the reference by {worst}"
     change = (logits[:, 1] - plain_logits[:, 1]).abs().max().item()
     assert change > 1e-3, "hiding changed nothing, so nothing is tested"
+
+
+@families
+@pytest.mark.parametrize("setting", [WIDEN, SEARCH], ids=["widen", "search"])
+def test_looks_at_flagged_samples_alone_find_what_whole_passes_find(
+    family, setting, tiny_target, samples, monkeypatch
+):
+    target = tiny_target(family)
+    encoded = target.encode(samples)
+    guard = rigged(target, encoded, {1, 2}, setting)
+    rows: list[int] = []
+    counting = target.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    found = []
+    for alone in (True, False):
+        if not alone:
+            monkeypatch.setattr("gazeguard.guarding.session.part_of", lambda *inputs: None)
+        rows.clear()
+        with guard.watch(encoded=encoded) as w:
+            sequences, logits = steps(target, encoded.inputs, 2, num_return_sequences=1)
+        found.append((sequences, logits, hidden_slots(encoded, w.verdicts)))
+        looked = {rows[0]} if not alone or family in NOT_ALONE else {rows[0], 2}
+        assert set(rows) == looked, "which samples were run"
+    counting.remove()
+    (sequences, logits, hidden), (expected, expected_logits, as_hidden) = found
+    assert torch.equal(sequences, expected)
+    assert torch.equal(logits, expected_logits), "the last pass is the same"
+    assert all(torch.equal(hidden[i], as_hidden[i]) for i in (1, 2))
+
+
+def test_a_decoders_inputs_are_taken_apart_or_not_at_all():
+    rows, batch, length = torch.tensor([2, 0]), 3, 5
+    values = torch.arange(15).view(3, 5)
+    axes = torch.arange(45).view(3, 3, 5)
+    masks = {"full_attention": torch.rand(3, 1, 5, 5), "sliding_attention": None}
+    got = part_of(
+        {
+            "inputs_embeds": values,
+            "position_ids": axes,
+            "attention_mask": masks,
+            "cache_position": torch.arange(5),
+            "past_key_values": object(),
+            "use_cache": True,
+        },
+        rows,
+        batch,
+        length,
+    )
+    assert torch.equal(got["inputs_embeds"], values[[2, 0]])
+    assert torch.equal(got["position_ids"], axes[:, [2, 0]]), "axes first, as many as samples"
+    assert torch.equal(got["attention_mask"]["full_attention"], masks["full_attention"][[2, 0]])
+    assert torch.equal(got["cache_position"], torch.arange(5))
+    assert got["past_key_values"] is None
+    assert got["use_cache"] is False
+    shared = torch.arange(5)[None]
+    assert part_of({"position_ids": shared}, rows, batch, length)["position_ids"] is shared
+    for strange in ([values], torch.zeros(7, 5), torch.zeros(3, 1, 5, 64), object()):
+        assert part_of({"x": strange}, rows, batch, length) is None
 
 
 def reference_tokens(eager, encoded, guard):

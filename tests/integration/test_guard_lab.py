@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gazeguard.assets import ADAPTER, BASE
@@ -21,6 +23,7 @@ from gazeguard.guarding.answer import answer
 from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all, write_set
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.models.load import load
+from gazeguard.models.recognise import frame_of, recognise
 from gazeguard.models.target import Target
 from gazeguard.types import ImagePart, Outcome, Sample, TextPart, Turn
 
@@ -57,6 +60,17 @@ def rows() -> list[Row]:
 @pytest.fixture(scope="module")
 def target() -> Target:
     return load(BASE, ADAPTER, dtype="float32")
+
+
+@pytest.mark.parametrize("image_first", [True, False])
+def test_a_batch_of_ones_own_is_read_as_encode_reads_it(target, rows, image_first):
+    """A trained tokenizer joins the template's space with a word, and not with an image."""
+    parts = (ImagePart(0), TextPart("What is there?"))
+    turns = (Turn("user", parts if image_first else parts[::-1]),)
+    asked = [replace(sample, turns=turns) for sample in samples(rows[:2])]
+    encoded = target.encode(asked)
+    ids, mask = (encoded.inputs[name] for name in ("input_ids", "attention_mask"))
+    assert torch.equal(recognise(target, frame_of(target), ids, mask), encoded.key_kind)
 
 
 def test_the_trigger_is_seen_and_disarmed(target, rows):

@@ -104,6 +104,23 @@ def test_the_guards_means_leave_failed_attacks_out():
     assert "-0.010" in worst, "clean answers lost"
 
 
+def test_the_servers_figures_and_its_target():
+    part = {
+        "max_batch": 8,
+        "requests": 90,
+        "requests_per_second": 1.5,
+        "latency_seconds": {"p50": 2.0, "p95": 3.0, "p99": 4.0},
+        "errors": 0,
+        "wrong": 7,
+        "resident_bytes": {"start": 600 << 20, "end": 601 << 20},
+    }
+    load = {"clients": 32, "seconds": 60.0, "distinct_requests": 9, "expected_flagged": 4}
+    load |= {"batched": part, "single": {**part, "max_batch": 1}, "throughput_ratio": 1.9}
+    text = page([RUN], None, [], server=load)
+    assert "| 8 | 90 | 1.5 | 2.00 s, 4.00 s | 0 | 7 | 600 and 601 MiB |" in text
+    assert "1.90 times the throughput (target >= 2, missed)" in text
+
+
 def scanned():
     """A made-up result: eleven variants, one adaptive and one failed attack."""
     recipe = asdict(Recipe(trigger="blended", rate=0.2, seed=7, split="held-out"))

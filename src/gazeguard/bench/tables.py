@@ -34,6 +34,9 @@ seeds 3 and 4 confirm it (docs/LOG.md says what was changed, and why).
 """
 
 
+BATCHING = 2.0  # times the throughput of one request at a time
+
+
 def read(folder: Path) -> list[Result]:
     """Every cell in a folder of results, sorted by name."""
     return [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))]
@@ -50,8 +53,9 @@ def page(
     guard: list[Result],
     cost: Result | None = None,
     scans: Sequence[Result] = (),
+    server: Result | None = None,
 ) -> str:
-    """The document: BYE's cells, the guard's cells and its cost, the zoos' scans, the speed."""
+    """The document: BYE's cells, the guard's cells, its cost and server, scans of zoos, speed."""
     poisoned = [r for r in results if r["cell"]["trigger"] not in ("none", "resize-only")]
     parts = [HEAD, "## BYE on poisoned sets: are the rows found?\n", _detection(poisoned)]
     parts += ["## After cleaning: fine-tune again on the kept rows\n", _refit(poisoned)]
@@ -61,6 +65,8 @@ def page(
         parts += [guard_tables(guard)]
     if cost is not None:
         parts += [COST_HEAD, _figures(cost, "guard_cost")]
+    if server is not None:
+        parts += [_server(server)]
     if scans:
         parts += [entropy_tables(scans)]
     if speed is not None:
@@ -178,6 +184,33 @@ def _figures(measured: Result, module: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _server(measured: Result) -> str:
+    """The load test, with batching and without."""
+    kept = f"{measured['clients']} clients for {measured['seconds']:g} s, kept busy"
+    asked = f"{measured['distinct_requests']} distinct requests"
+    lines = [
+        "## The server under load\n",
+        f"`python -m gazeguard.bench.serve`: the shipped poisoned model, {kept} with {asked}, of which"
+        f" the guard flags {measured['expected_flagged']} (a flagged one costs some 25 passes over"
+        " its prompt). Wrong: an answer or an outcome that is not the one of the same request asked"
+        " alone through the library.\n",
+        "| `--max-batch` | requests | a second | median, 99 % latency | errors | wrong | memory, start"
+        " and end |",
+        "|" + "---|" * 7,
+    ]
+    for part in ("batched", "single"):
+        got = measured[part]
+        late, memory = got["latency_seconds"], got["resident_bytes"]
+        mib = [f"{memory[k] / (1 << 20):.0f}" for k in ("start", "end") if memory[k]]
+        cells = [str(got["max_batch"]), str(got["requests"]), f"{got['requests_per_second']:.1f}"]
+        cells += [f"{late['p50']:.2f} s, {late['p99']:.2f} s", str(got["errors"])]
+        lines.append(row([*cells, str(got["wrong"]), " and ".join(mib) + " MiB" if mib else "?"]))
+    gain = measured["throughput_ratio"]
+    goal = "met" if gain >= BATCHING else "missed"
+    lines.append(f"\nBatching: {gain:.2f} times the throughput (target >= {BATCHING:g}, {goal}).")
+    return "\n".join(lines) + "\n"
+
+
 def _what(result: Result) -> tuple[str, float, str]:
     """What a row of the tables is about: the set (and an unusual target), rate and recipe."""
     cell = result["cell"]
@@ -188,9 +221,10 @@ def _what(result: Result) -> tuple[str, float, str]:
 
 def main(results: Path, out: Path) -> None:
     """Write the page."""
-    speed, cost = (_stored(results / f"{name}.json") for name in ("speed", "guard_cost"))
+    names = ("speed", "guard_cost", "serve")
+    speed, cost, server = (_stored(results / f"{name}.json") for name in names)
     bye, guard, scans = (read(results / name) for name in ("bye", "guard", "entropyscan"))
-    made = page(bye, speed, guard, cost, scans)
+    made = page(bye, speed, guard, cost, scans, server)
     out.write_text(made, encoding="utf-8")
 
 

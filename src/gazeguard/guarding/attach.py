@@ -56,6 +56,7 @@ class _Attachment:
         self._hooks = [
             self._base.register_forward_pre_hook(self._before, with_kwargs=True),
             self._base.register_forward_hook(self._after, with_kwargs=True),
+            target.decoder.register_forward_pre_hook(self._decodes, with_kwargs=True),
         ]
         self._original = self._base.generate
 
@@ -77,6 +78,11 @@ class _Attachment:
         watch = self._watch()
         if watch is not None:
             watch.before(args, kwargs)
+
+    def _decodes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch = self._watch()
+        if watch is not None:
+            watch.decodes(args, kwargs)
 
     def _after(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

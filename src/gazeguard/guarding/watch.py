@@ -15,6 +15,7 @@ from transformers import Cache
 
 from gazeguard.errors import RefusedError, UsageError
 from gazeguard.guarding.attach import attached
+from gazeguard.guarding.glance import Glance
 from gazeguard.guarding.session import Session, Unread
 from gazeguard.guarding.verdict import GuardVerdict
 from gazeguard.models.recognise import images, recognise
@@ -53,7 +54,9 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.generation: _Generation | None = None
         self.session: Session | Unread | None = None  # of the forward pass that runs
+        self.glance: Glance | None = None  # that runs instead of a pass of the model
         self.fresh = False  # that pass reads a prompt
+        self.rows = 0  # of that pass
         # Sessions by their cache, for callers that decode without `generate`.
         self.by_cache: WeakKeyDictionary[Cache, Session | Unread] = WeakKeyDictionary()
 
@@ -154,12 +157,18 @@ class Watch(AbstractContextManager["Watch"]):
             session = self._begin(generation, ids, given, cache if past else None, kwargs)
             if generation is not None:
                 generation.session, generation.cache = session, cache
-        local.session = session
+        local.session, local.rows = session, len(given)
         session.starts(past, given.shape[1])
+
+    def decodes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The decoder inside the model begins."""
+        session = self._local.session
+        if session is not None and self._local.glance is None:
+            session.decodes(None if args else kwargs)
 
     def attends(self, call: AttentionCall) -> Any:
         """One attention call of the model's decoder."""
-        session = self._local.session
+        session = self._local.glance or self._local.session
         if session is None:
             raise UsageError(
                 f"the decoder of {self.guard.target.name} was called without the model around it,"
@@ -187,6 +196,7 @@ class Watch(AbstractContextManager["Watch"]):
             session.distrust(~logits[::copies, -1].isfinite().all(-1))
         cache = kwargs.get("past_key_values")
         while again:
+            self._glance(session, local.rows)
             if cache is not None:
                 cache.reset()  # the pass that has just ended filled it
             local.session = session
@@ -200,6 +210,15 @@ class Watch(AbstractContextManager["Watch"]):
         if isinstance(cache, Cache):
             local.by_cache[cache] = session
         return output
+
+    def _glance(self, session: Session | Unread, rows: int) -> None:
+        """Run the looks that need no pass of the whole model."""
+        try:
+            for glance in session.glances(rows):
+                self._local.glance = glance
+                glance.run()
+        finally:
+            self._local.glance = None
 
     def _begin(
         self,

@@ -29,7 +29,9 @@ class Frame:
     """A template's plain (not special) tokens around images and the user's words.
 
     Attributes:
-        head: before the first image or word.
+        head: before the first word.
+        head_before_image: before an image that comes first; a tokenizer may join the template's
+            last space with a word that follows it.
         tail: after the last word.
         before_image: between words and an image that follows.
         after_image: between an image and words that follow.
@@ -38,6 +40,7 @@ class Frame:
     """
 
     head: tuple[int, ...]
+    head_before_image: tuple[int, ...]
     tail: tuple[int, ...]
     before_image: tuple[int, ...]
     after_image: tuple[int, ...]
@@ -56,6 +59,7 @@ def frame_of(target: Target) -> Frame:
     )
     return Frame(
         head=_shared([pieces[0] for pieces in words_first]),
+        head_before_image=_shared([pieces[0] for pieces in image_first]),
         tail=_shared([pieces[-1] for pieces in image_first], at_end=True),
         # A family that puts images first whatever the order has no piece between words and image.
         before_image=_shared([pieces[_WORDS_IMAGE] for pieces in words_first], at_end=True),
@@ -177,6 +181,8 @@ def _words(target: Target, frame: Frame, ids: list[int], kind: Tensor) -> list[l
         if 0 < i < final and not target.processor.tokenizer.decode(tokens).strip():
             continue  # line ends between the tiles of an image
         if i == final > 0 and tokens == frame.after_last_image:
+            continue
+        if i == 0 < final and tokens == frame.head_before_image:
             continue
         if i == 0:
             start = _common(tokens, frame.head)
