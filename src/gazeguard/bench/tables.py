@@ -169,9 +169,10 @@ COST_HEAD = """## What the guard costs
 
 "Plain" is the same call without the guard, its neighbour in time. The settings in brackets run with
 a threshold that flags nothing; requests that are flagged have lines of their own: such a prompt is
-read again until hiding tokens calms the guard ("never calm": until every trial was in vain). Ratios
-are medians over pairs, in brackets their 95 % interval (by order statistics; below six pairs, and
-for what is no ratio, the range). Added memory leaves out weights and inputs.
+looked at again until hiding tokens calms the guard ("never calm": until every trial was in vain); a
+pass is a run of the decoder, most of them on flagged requests alone. Ratios are medians over pairs,
+in brackets their 95 % interval (by order statistics; below six pairs, and for what is no ratio, the
+range). Added memory leaves out weights and inputs.
 """
 
 
@@ -191,7 +192,7 @@ def _server(measured: Result) -> str:
     lines = [
         "## The server under load\n",
         f"`python -m gazeguard.bench.serve`: the shipped poisoned model, {kept} with {asked}, of which"
-        f" the guard flags {measured['expected_flagged']} (a flagged one costs some 25 passes over"
+        f" the guard flags {measured['expected_flagged']} (a flagged one costs some 25 looks at"
         " its prompt). Wrong: an answer or an outcome that is not the one of the same request asked"
         " alone through the library.\n",
         "| `--max-batch` | requests | a second | median, 99 % latency | errors | wrong | memory, start"
