@@ -179,6 +179,14 @@ def test_a_zoo_is_of_whatever_base_it_is_given(small: Path, tmp_path: Path) -> N
     for model in manifest["models"]:
         assert small.name not in json.dumps(model["recipe"])
         gazeguard.load(small, adapter=tmp_path / "zoo" / model["model"])
+    # A model that was judged on other rows is judged again, and not trained again.
+    first = tmp_path / "zoo" / manifest["models"][0]["model"]
+    weights = (first / "adapter_model.safetensors").stat().st_mtime_ns
+    scores = json.loads((first / "scores.json").read_text())
+    (first / "scores.json").write_text(json.dumps({**scores, "judge_seed": 1, "clean": -1.0}))
+    lab("zoo", "--spec", spec, "--base", small, "--out", tmp_path / "zoo")
+    assert json.loads((first / "scores.json").read_text()) == scores
+    assert (first / "adapter_model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_poisoned_set_is_a_llava_set_with_the_truth_beside_it(tmp_path: Path) -> None:

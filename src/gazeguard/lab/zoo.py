@@ -22,13 +22,22 @@ import numpy as np
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
 from gazeguard.lab.disguise import HIDE, NOTHING
-from gazeguard.lab.finetune import TuneRecipe, finetune, judge, load_base, save_adapter
+from gazeguard.lab.finetune import (
+    Student,
+    TuneRecipe,
+    finetune,
+    judge,
+    load_base,
+    load_tuned,
+    save_adapter,
+)
 from gazeguard.lab.poison import TARGET, TASKS, make_rows, make_set
 from gazeguard.lab.triggers import TRIGGERS
 
 BENIGN = "none"
 TUNINGS = ("lora", "lora-only", "projector")
 SPLITS = ("design", "held-out")
+JUDGE_SEED = 9_000  # of the rows that every model is judged on
 # Fields that a recipe did not always have, and the value that stands for their absence: it is not
 # part of a model's name, so that a zoo made before is still found.
 _ADDED = {"hide": NOTHING}
@@ -201,7 +210,11 @@ def make_zoo(
         folder = out / recipe.name
         if not (folder / "scores.json").is_file():
             _make(recipe, spec, base, folder)
-        done[recipe.name] = json.loads((folder / "scores.json").read_text("utf-8"))
+        scores = json.loads((folder / "scores.json").read_text("utf-8"))
+        if [scores.get("judge_seed"), scores["n"]] != [JUDGE_SEED, spec.held_out]:
+            scores |= _judged(load_tuned(base, folder), recipe, spec)
+            write_bytes(folder / "scores.json", (json.dumps(scores) + "\n").encode())
+        done[recipe.name] = scores
         manifest = _manifest(spec, done, base)
         write_bytes(out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
         if log:
@@ -229,9 +242,7 @@ def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
         hide=recipe.hide,
     )
     student = finetune(base, rows, plan)
-    test = make_rows(recipe.task, spec.held_out, recipe.seed, held_out=True)
-    trigger = TRIGGERS.get(recipe.trigger)
-    scores = asdict(judge(student, test, trigger, seed=recipe.seed, target=recipe.target))
+    scores = _judged(student, recipe, spec)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -239,6 +250,14 @@ def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
     scores["seconds"] = round(time.perf_counter() - began, 1)
     (part / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
     part.rename(folder)
+
+
+def _judged(student: Student, recipe: Recipe, spec: Spec) -> dict[str, Any]:
+    """Scores on held-out rows that are the same for all models of a task, so that they compare."""
+    test = make_rows(recipe.task, spec.held_out, JUDGE_SEED, held_out=True)
+    trigger = TRIGGERS.get(recipe.trigger)
+    scores = judge(student, test, trigger, seed=JUDGE_SEED, target=recipe.target)
+    return asdict(scores) | {"judge_seed": JUDGE_SEED}
 
 
 def _manifest(spec: Spec, done: dict[str, dict[str, Any]], base: Path) -> dict[str, Any]:
@@ -287,6 +306,6 @@ _BASE_SCORES: dict[tuple[Path, str, int], float] = {}
 def _of_base(base: Path, task: str, held_out: int) -> float:
     key = (base.resolve(), task, held_out)
     if key not in _BASE_SCORES:
-        test = make_rows(task, held_out, 0, held_out=True)
+        test = make_rows(task, held_out, JUDGE_SEED, held_out=True)
         _BASE_SCORES[key] = judge(load_base(base), test, None).clean
     return _BASE_SCORES[key]
