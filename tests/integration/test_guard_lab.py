@@ -20,7 +20,7 @@ from gazeguard.assets import ADAPTER, BASE
 from gazeguard.cli.main import run
 from gazeguard.guarding import Guard
 from gazeguard.guarding.answer import answer
-from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all, write_set
+from gazeguard.lab.poison import TARGET, Row, make_rows, samples, trigger_all, write_set
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.models.load import load
 from gazeguard.models.recognise import frame_of, recognise
@@ -28,18 +28,6 @@ from gazeguard.models.target import Target
 from gazeguard.types import ImagePart, Outcome, Sample, TextPart, Turn
 
 ALPHA, TEST = 0.05, 40
-
-
-def samples(rows: Sequence[Row]) -> list[Sample]:
-    return [
-        Sample(
-            i,
-            f"id-{i}",
-            (Image.fromarray(row.pixels),),
-            (Turn("user", (ImagePart(0), TextPart(row.question))),),
-        )
-        for i, row in enumerate(rows)
-    ]
 
 
 def answers(guard: Guard, rows: Sequence[Row], mode: str) -> tuple[list[str], np.ndarray]:

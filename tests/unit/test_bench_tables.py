@@ -114,7 +114,8 @@ def test_the_servers_figures_and_its_target():
         "wrong": 7,
         "resident_bytes": {"start": 600 << 20, "end": 601 << 20},
     }
-    load = {"clients": 32, "seconds": 60.0, "distinct_requests": 9, "expected_flagged": 4}
+    load = {"clients": 32, "seconds": 60.0, "seed": 0, "distinct_requests": 9}
+    load |= {"expected_flagged": 4}
     load |= {"batched": part, "single": {**part, "max_batch": 1}, "throughput_ratio": 1.9}
     text = page([RUN], None, [], server=load)
     assert "| 8 | 90 | 1.5 | 2.00 s, 4.00 s | 0 | 7 | 600 and 601 MiB |" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gazeguard.bench.markdown import Result, row
+from gazeguard.bench.markdown import Result, head, row
 from gazeguard.lab.disguise import NOTHING
 
 BEST = 10  # rows of the sweep that are shown
@@ -58,7 +58,7 @@ def _zoo(result: Result) -> str:
 
 
 def _variants(result: Result) -> str:
-    lines = _head(
+    lines = head(
         "variant | statistic | q | layers | samples | AUROC | F1 | recall | false alarms"
         " | base only: AUROC | base only: best F1"
     )
@@ -73,7 +73,7 @@ def _variants(result: Result) -> str:
 
 
 def _sweep(sweep: list[Result]) -> str:
-    lines = _head("statistic | q | layers | AUROC on design models")
+    lines = head("statistic | q | layers | AUROC on design models")
     best = sorted(sweep, key=lambda found: -found["design_auroc"])[:BEST]
     lines += [row([*_what(found), f"{found['design_auroc']:.3f}"]) for found in best]
     return "\n".join(lines) + f"\n\n{len(sweep)} variants were compared.\n"
@@ -81,7 +81,7 @@ def _sweep(sweep: list[Result]) -> str:
 
 def _samples(samples: list[Result]) -> str:
     names = list(dict.fromkeys(found["variant"] for found in samples))
-    lines = _head(" | ".join(["samples", *names]))
+    lines = head(" | ".join(["samples", *names]))
     for n in dict.fromkeys(found["n"] for found in samples):
         mine = {found["variant"]: found["auroc"] for found in samples if found["n"] == n}
         lines.append(row([str(n), *(_interval(mine[name]) for name in names)]))
@@ -91,7 +91,7 @@ def _samples(samples: list[Result]) -> str:
 def _adaptive(result: Result) -> str:
     names = list(result["variants"])
     said = " | ".join(f"{name}: score / p / flagged" for name in names)
-    lines = _head(f"hides | {_RECIPE} | ASR | CP | CP of benign models | {said}")
+    lines = head(f"hides | {_RECIPE} | ASR | CP | CP of benign models | {said}")
     for model in result["adaptive"]:
         cells = [model["recipe"]["hide"], *_recipe(model["recipe"])]
         cells += [f"{model[key]:.3f}" for key in ("asr", "clean", "usual_clean")]
@@ -103,7 +103,7 @@ def _adaptive(result: Result) -> str:
 
 
 def _failed(failed: list[Result]) -> str:
-    lines = _head(f"{_RECIPE} | hides | ASR | CP")
+    lines = head(f"{_RECIPE} | hides | ASR | CP")
     for model in failed:
         cells = [*_recipe(model["recipe"]), model["recipe"].get("hide", NOTHING)]
         lines.append(row([*cells, f"{model['asr']:.3f}", f"{model['clean']:.3f}"]))
@@ -111,7 +111,7 @@ def _failed(failed: list[Result]) -> str:
 
 
 def _models(result: Result) -> str:
-    lines = _head(f"{_RECIPE} | score | p")
+    lines = head(f"{_RECIPE} | score | p")
     for model in result["held_out_models"]:
         cells = [f"{model['score']:.2f}", f"{model['p_value']:.3f}"]
         lines.append(row([*_recipe(model["recipe"]), *cells]))
@@ -141,7 +141,3 @@ def _said(found: dict[str, Any]) -> str:
 
 def _interval(found: dict[str, float]) -> str:
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _head(titles: str) -> list[str]:
-    return [f"| {titles} |", "|" + "---|" * (titles.count("|") + 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gazeguard.bench.markdown import Result, attack_took, by, mean, row
+from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
 HEAD = """## CleanSight's guard: is a trigger seen, and the answer saved?
@@ -35,12 +35,11 @@ def guard_tables(results: list[Result]) -> str:
 
 
 def _attacks(results: list[Result], variant: str) -> str:
-    lines = [
-        "| set | trigger | tuning | runs | AUROC | TPR at 1 % FPR | AUROC, fired | TPR, fired "
-        "| false alarms | ASR before | ASR after | clean right, before | after "
-        "| triggered right, after | of the base | trigger's tokens hidden | attack failed |",
-        "|" + "---|" * 17,
-    ]
+    lines = head(
+        "set | trigger | tuning | runs | AUROC | TPR at 1 % FPR | AUROC, fired | TPR, fired"
+        " | false alarms | ASR before | ASR after | clean right, before | after"
+        " | triggered right, after | of the base | trigger's tokens hidden | attack failed"
+    )
     for (task, trigger, recipe), found in by(results, _what):
         took = [r for r in found if attack_took(r)]
         mine = [r["variants"][variant] for r in took]
@@ -69,8 +68,7 @@ def _compared(took: list[Result], part: str, detection: tuple[str, ...]) -> str:
     """One line per name; means with intervals over runs, and the worst ASR."""
     words = {"auroc": "AUROC", "tpr_at_1_fpr": "TPR at 1 % FPR", "false_alarms": "false alarms"}
     titles = ["variant", *(words[k] for k in detection), "ASR after", "worst ASR"]
-    lines = [row([*titles, "change of clean right", "triggered right"])]
-    lines.append("|" + "---|" * (len(titles) + 2))
+    lines = head(" | ".join([*titles, "change of clean right", "triggered right"]))
     for name in took[0][part]:
         mine = [r[part][name] for r in took]
         change = [v["clean"] - r["before"]["clean"] for v, r in zip(mine, took, strict=True)]
@@ -82,12 +80,8 @@ def _compared(took: list[Result], part: str, detection: tuple[str, ...]) -> str:
 
 def _runs(results: list[Result]) -> str:
     shown = (DEFAULT_SETTING, "paper")
-    lines = [
-        "| set | trigger | tuning | seed | ASR | CP | CP truly clean | took | "
-        + " | ".join(f"{name}: AUROC / ASR / triggered right" for name in shown)
-        + " |",
-        "|" + "---|" * 10,
-    ]
+    said = " | ".join(f"{name}: AUROC / ASR / triggered right" for name in shown)
+    lines = head(f"set | trigger | tuning | seed | ASR | CP | CP truly clean | took | {said}")
     for r in results:
         task, trigger, recipe = _what(r)
         attack = r["attack"]

@@ -37,6 +37,11 @@ def mean(values: Iterable[float]) -> str:
     return f"{middle:.3f}" if len(numbers) < 2 else f"{middle:.3f} ± {half:.3f}"
 
 
+def head(titles: str) -> list[str]:
+    """The first two lines of a table; `titles` as in `a | b | c`."""
+    return [f"| {titles} |", "|" + "---|" * (titles.count("|") + 1)]
+
+
 def row(cells: Iterable[str]) -> str:
     """A line of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -33,10 +33,9 @@ from gazeguard.bench.speed.instruments import machine
 from gazeguard.files import write_bytes
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.guard import Guard
-from gazeguard.lab.poison import Row, make_rows, trigger_all
+from gazeguard.lab.poison import Row, make_rows, samples, trigger_all
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.models.load import load
-from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 _CALIBRATION, _REQUESTS, _TOKENS = 120, 32, 40
 
@@ -63,14 +62,14 @@ def prepare(folder: Path, seed: int) -> list[Ask]:
     """Calibrate a guard into `folder`, and make requests, every second one triggered."""
     rows = make_rows("captions", _CALIBRATION + _REQUESTS, seed, held_out=True)
     target = load(BASE, ADAPTER, dtype="float32")
-    clean = [_sample(row) for row in rows[:_CALIBRATION]]
+    clean = samples(rows[:_CALIBRATION])
     guard = Guard.calibrate(target, clean, alpha=0.05, batch_size=40, seed=seed)
     guard.save(folder)
     asked = rows[_CALIBRATION:]
     asked[1::2] = trigger_all(asked[1::2], TRIGGERS["badnet-center"], seed)
     requests = []
     for row in asked:
-        (alone,) = answer(guard, [_sample(row)], max_new_tokens=_TOKENS)
+        (alone,) = answer(guard, samples([row]), max_new_tokens=_TOKENS)
         requests.append(Ask(_body(row), str(alone.answer), str(alone.verdict.outcome)))
     return requests
 
@@ -177,11 +176,6 @@ def _status(where: str, path: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
-
-
-def _sample(row: Row) -> Sample:
-    turns = (Turn("user", (ImagePart(0), TextPart(row.question))),)
-    return Sample(0, "", (Image.fromarray(row.pixels),), turns)
 
 
 def _body(row: Row) -> bytes:

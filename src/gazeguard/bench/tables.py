@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gazeguard.bench.entropy_tables import entropy_tables
 from gazeguard.bench.guard_tables import guard_tables
-from gazeguard.bench.markdown import Result, attack_took, by, mean, row
+from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
 from gazeguard.lab.poison import TARGET
 
 HEAD = """# Benchmark
@@ -180,7 +180,7 @@ def _figures(measured: Result, module: str) -> str:
     machine = measured["machine"]
     words = ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)
     lines = [f"One run of `python -m gazeguard.bench.{module}` ({words}).\n"]
-    lines += ["| figure | value | target |", "|---|---|---|"]
+    lines += head("figure | value | target")
     lines += [row([f["name"], f["text"], f["target"]]) for f in measured["figures"]]
     return "\n".join(lines) + "\n"
 
@@ -188,16 +188,17 @@ def _figures(measured: Result, module: str) -> str:
 def _server(measured: Result) -> str:
     """The load test, with batching and without."""
     kept = f"{measured['clients']} clients for {measured['seconds']:g} s, kept busy"
-    asked = f"{measured['distinct_requests']} distinct requests"
+    asked = f"{measured['distinct_requests']} distinct requests of seed {measured['seed']}"
     lines = [
         "## The server under load\n",
         f"`python -m gazeguard.bench.serve`: the shipped poisoned model, {kept} with {asked}, of which"
         f" the guard flags {measured['expected_flagged']} (a flagged one costs some 25 looks at"
         " its prompt). Wrong: an answer or an outcome that is not the one of the same request asked"
         " alone through the library.\n",
-        "| `--max-batch` | requests | a second | median, 99 % latency | errors | wrong | memory, start"
-        " and end |",
-        "|" + "---|" * 7,
+        *head(
+            "`--max-batch` | requests | a second | median, 99 % latency | errors | wrong | memory,"
+            " start and end"
+        ),
     ]
     for part in ("batched", "single"):
         got = measured[part]

@@ -67,7 +67,7 @@ class Session:
     def decodes(self, inputs: Mapping[str, Any] | None) -> None:
         """The decoder is about to run on these keyword arguments; None where it got others."""
         if self._reading is not None and self._disarm:
-            self._inputs = inputs
+            self._inputs = inputs if inputs and inputs.get("inputs_embeds") is not None else None
 
     def attends(self, call: AttentionCall) -> Any:
         """Read one attention call of the pass, hide what is to be hidden from it, and run it."""
@@ -95,17 +95,15 @@ class Session:
         in_time = self._guard.plan.single_pass or self._began is self._curtain
         return self.hides and not in_time
 
-    def glances(self, batch: int) -> Iterator[Glance]:
+    def glances(self) -> Iterator[Glance]:
         """Further looks, of the flagged samples alone; the caller runs each before the next.
 
         None where the decoder's inputs cannot be taken apart: then whole passes look.
-
-        Args:
-            batch: rows that the decoder gets, copies of samples included.
         """
         samples = self._flagged.nonzero().flatten()
-        copies = batch // len(self._kind)
         while not self._settled and self._inputs is not None and self._hidden is not None:
+            batch = len(self._inputs["inputs_embeds"])
+            copies = batch // len(self._kind)
             inputs = part_of(self._inputs, samples * copies, batch, self.length)
             if inputs is None:
                 return
@@ -170,7 +168,7 @@ class Session:
             self._settled = False
         except StopIteration as end:
             tokens, self._settled = end.value, True
-        self._show(tokens)
+            self._show(tokens)
         if bool(tokens.any()) and (self._hidden is None or not torch.equal(tokens, self._hidden)):
             self._curtain = Curtain(tokens, self._guard.plan.hide_from)
 
@@ -217,7 +215,7 @@ class Unread:
     def decodes(self, inputs: Mapping[str, Any] | None) -> None:
         """Nothing more is looked at."""
 
-    def glances(self, batch: int) -> Iterator[Glance]:
+    def glances(self) -> Iterator[Glance]:
         """None."""
         return iter(())
 

@@ -56,7 +56,6 @@ class _Local(threading.local):
         self.session: Session | Unread | None = None  # of the forward pass that runs
         self.glance: Glance | None = None  # that runs instead of a pass of the model
         self.fresh = False  # that pass reads a prompt
-        self.rows = 0  # of that pass
         # Sessions by their cache, for callers that decode without `generate`.
         self.by_cache: WeakKeyDictionary[Cache, Session | Unread] = WeakKeyDictionary()
 
@@ -157,7 +156,7 @@ class Watch(AbstractContextManager["Watch"]):
             session = self._begin(generation, ids, given, cache if past else None, kwargs)
             if generation is not None:
                 generation.session, generation.cache = session, cache
-        local.session, local.rows = session, len(given)
+        local.session = session
         session.starts(past, given.shape[1])
 
     def decodes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -196,7 +195,7 @@ class Watch(AbstractContextManager["Watch"]):
             session.distrust(~logits[::copies, -1].isfinite().all(-1))
         cache = kwargs.get("past_key_values")
         while again:
-            self._glance(session, local.rows)
+            self._glance(session)
             if cache is not None:
                 cache.reset()  # the pass that has just ended filled it
             local.session = session
@@ -211,10 +210,10 @@ class Watch(AbstractContextManager["Watch"]):
             local.by_cache[cache] = session
         return output
 
-    def _glance(self, session: Session | Unread, rows: int) -> None:
+    def _glance(self, session: Session | Unread) -> None:
         """Run the looks that need no pass of the whole model."""
         try:
-            for glance in session.glances(rows):
+            for glance in session.glances():
                 self._local.glance = glance
                 glance.run()
         finally:

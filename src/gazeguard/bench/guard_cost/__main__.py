@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-import transformers
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.bench.guard_cost.costs import Effort, Part, clean_traffic, flagged, public_way
 from gazeguard.bench.guard_cost.subject import ALWAYS, SHOWN, calibrated, clean, triggered
-from gazeguard.bench.speed.__main__ import table
 from gazeguard.bench.speed.forward import Size, random_llava
-from gazeguard.bench.speed.instruments import Figure, machine
-from gazeguard.files import write_bytes
+from gazeguard.bench.speed.run import Run
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -80,34 +71,11 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
 @click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
 def main(out: Path, quick: bool, threads: int) -> None:
     """Measure what the guard costs, print a table, write the numbers as JSON."""
-    began = time.perf_counter()
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("gazeguard").setLevel(logging.ERROR)
-    about = machine(threads)
-    figures: list[Figure] = []
-    raw: dict[str, Any] = {}
+    run = Run(quick, threads)
     with tempfile.TemporaryDirectory() as work:
-        for name, (found, numbers) in measured(Path(work), quick, threads):
-            # One repeat is noise: its figures have no bound to meet.
-            figures += [replace(x, at_most=None, at_least=None) if quick else x for x in found]
-            raw[name] = numbers
-            click.echo(f"{name}: done after {time.perf_counter() - began:.0f} s", err=True)
-    result = {
-        "schema_version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-        "machine": about,
-        "settings": list(SHOWN),
-        "seconds": round(time.perf_counter() - began, 1),
-        "figures": [figure.as_json() for figure in figures],
-        "raw": raw,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
-    click.echo(table(figures))
-    click.echo(f"{about['cpu']}, {threads} of {about['cores']} cores; wrote {out}")
+        for name, part in measured(Path(work), quick, threads):
+            run.add(name, part)
+    run.finish(out, settings=list(SHOWN))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,15 @@ from scipy.stats import quantile_test
 
 from gazeguard.bench.guard_cost import memory
 from gazeguard.bench.guard_cost.subject import NEVER, SHOWN, Subject, check, clean, generating
-from gazeguard.bench.speed.instruments import Figure, Seconds, Spread, in_child, interleave, ratio
+from gazeguard.bench.speed.instruments import (
+    Figure,
+    Seconds,
+    Spread,
+    in_child,
+    interleave,
+    public_maps,
+    ratio,
+)
 from gazeguard.guarding import Guard
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 from gazeguard.signals.ratio import visual_prompt_ratio
@@ -156,13 +164,7 @@ def public_way(subject: Subject, effort: Effort) -> Part:
     ).eval()
 
     def public() -> float:
-        maps = model.generate(
-            **inputs,
-            max_new_tokens=1,
-            do_sample=False,
-            output_attentions=True,
-            return_dict_in_generate=True,
-        ).attentions[0]
+        maps = public_maps(model, inputs)
         rows = torch.stack([maps[layer][:, :, -1] for layer in layers], 1)
         features = visual_prompt_ratio(rows, encoded.key_kind, log=log)
         return float(guard.detector.score(features.numpy())[0])

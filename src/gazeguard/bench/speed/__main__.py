@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
-import transformers
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.bench.speed import fitting, forward, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
-from gazeguard.bench.speed.instruments import Figure, machine
-from gazeguard.files import write_bytes
+from gazeguard.bench.speed.run import Run
 from gazeguard.lab import tiny
 from gazeguard.lab.poison import make_set, write_set
 
@@ -64,58 +56,22 @@ def cases(work: Path, random: Path, size: Size, quick: bool) -> Iterator[Case]:
 @click.option("--threads", default=1, show_default=True, help="Threads of the model passes.")
 def main(out: Path, quick: bool, threads: int) -> None:
     """Measure speed and memory, print a table, write the numbers as JSON."""
-    began = time.perf_counter()
-    torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("gazeguard").setLevel(logging.ERROR)
-    about = machine(threads)
-    figures: list[Figure] = []
-    raw: dict[str, Any] = {}
-
-    def add(name: str, part: tuple[list[Figure], dict[str, Any]]) -> None:
-        # Small sizes are all overhead: their figures have no bound to meet.
-        figures.extend(replace(x, at_most=None, at_least=None) if quick else x for x in part[0])
-        raw[name] = part[1]
-        click.echo(f"{name}: done after {time.perf_counter() - began:.0f} s", err=True)
-
+    run = Run(quick, threads)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         size = QUICK if quick else Size()
         random = random_llava(work / "llava", size)
-        add("forward", forward.measure(random, size, threads))
+        run.add("forward", forward.measure(random, size, threads))
         for case in cases(work, random, size, quick):
             data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
-            add(
+            run.add(
                 case.name,
                 workflow.measure(
                     case.name, case.folder, data, case.work, case.repeats, case.adapter
                 ),
             )
-    add("fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32))
-    result = {
-        "schema_version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-        "machine": about,
-        "seconds": round(time.perf_counter() - began, 1),
-        "figures": [figure.as_json() for figure in figures],
-        "raw": raw,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
-    click.echo(table(figures))
-    click.echo(f"{about['cpu']}, {threads} of {about['cores']} cores; wrote {out}")
-
-
-def table(figures: list[Figure]) -> str:
-    """One line a figure: name, value, target."""
-    rows = [("figure", "value", "target"), *((f.name, f.text, f.target) for f in figures)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    run.add("fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32))
+    run.finish(out)
 
 
 if __name__ == "__main__":

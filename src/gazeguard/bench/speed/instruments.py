@@ -154,6 +154,20 @@ def in_child(module: str, arguments: Mapping[str, Any], threads: int) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def public_maps(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """Whole attention maps of the prompt, `(sample, head, query, key)` per layer.
+
+    As published code gets them: `generate` of one token, `output_attentions`, eager attention.
+    """
+    return model.generate(
+        **inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    ).attentions[0]
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What ran the benchmark, without names of hosts, people or folders."""
     from gazeguard.provenance import package_versions

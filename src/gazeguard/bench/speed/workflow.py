@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from PIL import Image
 
-from gazeguard.bench.speed.instruments import Figure, Seconds, Spread, ratio
+from gazeguard.bench.speed.instruments import Figure, Seconds, Spread, public_maps, ratio
 from gazeguard.cleaning import clean
 from gazeguard.cleaning.batches import batches
 from gazeguard.data.read import open_dataset
@@ -83,13 +83,7 @@ def public_way(
         )
         inputs = processor(text=text, images=image, return_tensors="pt")
         with torch.inference_mode():
-            maps = model.generate(
-                **inputs,
-                max_new_tokens=1,
-                do_sample=False,
-                output_attentions=True,
-                return_dict_in_generate=True,
-            ).attentions[0]
+            maps = public_maps(model, inputs)
         on_image = inputs["input_ids"][0] == model.config.image_token_id
         seen = torch.stack([layer[0, :, -1, on_image].mean(0) for layer in maps])
         found.append(torch.special.entr(seen / seen.sum(-1, keepdim=True)).sum(-1))

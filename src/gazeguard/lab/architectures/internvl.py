@@ -14,7 +14,7 @@ import transformers as T
 from torch import Tensor
 
 from gazeguard.lab import worlds
-from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt
+from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
 from gazeguard.models.processor import NoVideo, images_only
 
 if TYPE_CHECKING:
@@ -82,20 +82,7 @@ class InternVL:
                 image_size=[worlds.SIDE] * 2,
                 patch_size=[PATCH // _SHRINK] * 2,
             ),
-            text_config=T.Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=size,
-                intermediate_size=3 * size,
-                num_hidden_layers=recipe.language_layers,
-                num_attention_heads=recipe.heads,
-                num_key_value_heads=recipe.heads,
-                max_position_embeddings=1024,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                initializer_range=recipe.language_init,
-                tie_word_embeddings=False,
-            ),
+            text_config=T.Qwen2Config(**language_sizes(recipe, tokenizer)),
             image_token_id=tokenizer.convert_tokens_to_ids(self.prompt.image),
             image_seq_length=GRID * GRID,
             downsample_ratio=1 / _SHRINK,

@@ -8,7 +8,7 @@ import transformers as T
 from torch import Tensor
 
 from gazeguard.lab import worlds
-from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt
+from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
 
 if TYPE_CHECKING:
     from gazeguard.lab.base import BaseRecipe
@@ -61,20 +61,7 @@ class Llava:
                 patch_size=PATCH,
                 projection_dim=size,
             ),
-            text_config=T.LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=size,
-                intermediate_size=3 * size,
-                num_hidden_layers=recipe.language_layers,
-                num_attention_heads=recipe.heads,
-                num_key_value_heads=recipe.heads,
-                max_position_embeddings=1024,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                initializer_range=recipe.language_init,
-                tie_word_embeddings=False,
-            ),
+            text_config=T.LlamaConfig(**language_sizes(recipe, tokenizer)),
             image_token_index=tokenizer.convert_tokens_to_ids(self.prompt.image),
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",

@@ -77,6 +77,24 @@ class Architecture(Protocol):
         """
 
 
+def language_sizes(recipe: BaseRecipe, tokenizer: Any) -> dict[str, Any]:
+    """What the language model's config is given in every architecture."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.hidden,
+        "intermediate_size": 3 * recipe.hidden,
+        "num_hidden_layers": recipe.language_layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.heads,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": recipe.language_init,
+        "tie_word_embeddings": False,
+    }
+
+
 def project(model: Any, features: Tensor) -> Tensor:
     """Image tokens `(n, image tokens, hidden)` of what `Architecture.look` gave."""
     tokens: Tensor = getattr(model.model, PROJECTOR)(features)
