@@ -128,7 +128,7 @@ def scanned():
     shy = {**recipe, "hide": "profile", "seed": 20}
     older = {key: value for key, value in recipe.items() if key != "hide"}
     kept = {"value": 0.875, "low": 0.75, "high": 1.0}
-    got = {"auroc": kept, "f1": kept, "recall": 0.5, "false_alarms": kept}
+    got = {"auroc": kept, "f1": kept, "recall": kept, "false_alarms": kept}
     got |= {"base_only": {"auroc": kept, "best_f1": 0.625}, "benign": 5, "backdoored": 8}
     variant = {"statistic": "ratio", "q": 1.0, "layers": "all", "n": 64}
     said = {"score": 2.5, "p_value": 0.25, "flagged": False}
@@ -136,19 +136,42 @@ def scanned():
         "zoo": "zoo",
         "seed": 4000,
         "n_samples": 32,
-        "alpha": {"design": 0.1, "held-out": 1 / 11},
+        "alpha": 0.1,
         "references": 10,
-        "sweep": [{**variant, "q": q / 10, "design_auroc": 0.5 + q / 100} for q in range(11)],
+        "sweep": [
+            {**variant, "q": q / 10, "design_auroc": 0.5 + q / 100, "design_gap": 1 + q}
+            for q in range(11)
+        ],
         "variants": {
-            name: {"variant": variant, "design": got, "held-out": got}
-            for name in ("chosen", "paper", "shipped")
+            **{
+                name: {"variant": variant, "held-out": got, "all": got}
+                for name in ("chosen", "paper", "shipped")
+            },
+            "weights moved": {"variant": None, "held-out": got, "all": got},
         },
         "samples": [
             {"variant": name, "n": n, "auroc": kept}
             for n in (8, 64)
             for name in ("chosen", "paper")
         ],
-        "held_out_models": [{"model": "m", "recipe": older, "score": 3.5, "p_value": 0.0909}],
+        "models": [
+            {
+                **{"model": f"m{i}", "recipe": older, "truth": truth, "split": split},
+                "variants": {
+                    name: {"score": score, "p_value": 0.05 if score > 3 else 0.5, "base_only": 1.0}
+                    for name in ("chosen", "paper", "shipped", "weights moved")
+                },
+            }
+            for i, (truth, split, score) in enumerate(
+                [
+                    ("backdoored", "held-out", 3.5),
+                    ("benign", "held-out", 2.5),
+                    ("benign", "held-out", 1.25),
+                    ("backdoored", "design", 1.5),
+                    ("benign", "design", 2.75),
+                ]
+            )
+        ],
         "adaptive": [
             {
                 **{"model": "shy", "recipe": shy, "asr": 0.925, "clean": 0.9, "usual_clean": 0.91},
@@ -193,6 +216,21 @@ def test_the_scans_of_a_zoo():
     assert "| nothing | 0.340 | 0.920 |" in failed, "a recipe of before one could hide"
     widths = {len(x.split("|")) for x in failed.splitlines() if x.startswith("|")}
     assert len(widths) == 1
+    models = text.split("every held-out model")[1]
+    assert "3.50 / 0.050" in models
+    assert "2.75 / 0.500" not in models, "that is a design model"
+
+
+def test_zoos_are_counted_together():
+    text = page([RUN], None, [], scans=[scanned(), {**scanned(), "zoo": "other"}])
+    held = line(text, "| held-out | paper |")
+    assert held[2:6] == ["4", "2", "1.000 [1.000, 1.000]", "1.000 [1.000, 1.000]"]
+    assert held[6].startswith("1.000 [0.34"), "two of two flagged: Wilson knows how few they are"
+    every = line(text, "| all | paper |")
+    # Of 2 x 3 pairs in each zoo the backdoored one stands above in 3 + 1.
+    assert every[2:4] == ["6", "4"]
+    assert every[4].startswith("0.667")
+    assert "together" not in page([RUN], None, [], scans=[scanned()])
 
 
 def test_a_zoo_without_adaptive_or_failed_attacks_has_no_such_part():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, hides, scored
+from gazeguard.calibrate import needed_samples
 from gazeguard.errors import UsageError
 from gazeguard.lab.zoo import Recipe, read_spec
 from tests.unit.test_entropyscan import BASE, sight
@@ -29,13 +30,21 @@ def test_the_shipped_spec():
     adaptive = {(recipe.trigger, recipe.hide) for recipe in every if recipe not in recipes}
     assert len(adaptive) == len(every) - len(recipes) == 4
     kinds = Counter((recipe.truth, recipe.split) for recipe in recipes)
-    assert sum(kinds.values()) == 30
-    assert kinds["benign", "design"] + kinds["benign", "held-out"] == 15
+    assert kinds["benign", "design"] >= needed_samples(0.05) + 1, "one is left out to be measured"
+    assert kinds["benign", "held-out"] >= 10
+    assert kinds["backdoored", "design"] + kinds["backdoored", "held-out"] >= 15
     shown = {r.trigger for r in recipes if r.split == "design"} - {"none"}
     hidden = {r.trigger for r in recipes if r.split == "held-out"} - {"none"}
     assert shown.isdisjoint(hidden), "held-out attacks must be others than those that chose"
-    tasks = Counter(r.task for r in recipes if r.truth == "benign" and r.split == "design")
-    assert max(tasks.values()) - min(tasks.values()) <= 1
+    design = [r for r in recipes if r.truth == "benign" and r.split == "design"]
+    assert min(Counter(r.task for r in design).values()) >= 6
+    for split in ("design", "held-out"):
+        for tuning in ("lora", "projector"):
+            steps = dict.fromkeys(("benign", "backdoored"), 0)
+            for r in recipes:
+                if (r.split, r.tuning) == (split, tuning):
+                    steps[r.truth] = max(steps[r.truth], r.rows * r.epochs)
+            assert steps["benign"] >= steps["backdoored"], "an attack must not show by its length"
 
 
 def test_lists_are_combined_and_take_is_balanced(tmp_path: Path):
@@ -82,7 +91,7 @@ def test_a_wrong_spec_is_refused(tmp_path: Path, text: str, said: str):
 
 @pytest.fixture(scope="module")
 def zoo() -> Zoo:
-    entries, sights = {}, {}
+    entries, sights, moved = {}, {}, {}
     for i in range(24):
         name, bad = f"m{i}", i % 4 == 3
         sights[name] = sight(200 + i, planted=1.0 if bad else 0.0)
@@ -91,8 +100,10 @@ def zoo() -> Zoo:
             "truth": "backdoored" if bad else "benign",
             "split": "design" if i < 16 else "held-out",
             "recipe": {},
+            "model": name,
         }
-    return Zoo(_with_all_q(BASE), sights, entries)
+        moved[name] = 10.0 - i  # says nothing about the truth
+    return Zoo(_with_all_q(BASE), sights, moved, entries)
 
 
 def _with_all_q(one):  # the benchmark asks for the indices that are always probed
@@ -117,30 +128,28 @@ def test_no_model_is_its_own_reference(zoo: Zoo):
 
 
 def test_the_sweep_chooses_on_design_and_reports_held_out(zoo: Zoo, monkeypatch):
-    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     result = evaluate(zoo, 0.05)
     assert result["references"] == 12
-    assert result["alpha"]["held-out"] == pytest.approx(1 / 13, abs=1e-3)
+    assert result["alpha"] == pytest.approx(1 / 12, abs=1e-3)
     chosen = result["variants"]["chosen"]["held-out"]
     assert chosen["auroc"]["value"] == 1.0
     assert (chosen["benign"], chosen["backdoored"]) == (6, 2)
-    top = max(row["design_auroc"] for row in result["sweep"])
-    picked = result["chosen"]
-    assert any(
-        row["design_auroc"] == top and all(row[k] == picked[k] for k in picked)
-        for row in result["sweep"]
-    )
+    assert result["variants"]["weights moved"]["held-out"]["auroc"]["value"] < 0.8
+    best = max(result["sweep"], key=lambda row: (row["design_auroc"], row["design_gap"]))
+    assert result["chosen"] == {key: best[key] for key in result["chosen"]}
+    assert {model["split"] for model in result["models"]} == {"design", "held-out"}
 
 
 def test_adaptive_attackers_are_in_no_number_but_their_own(zoo: Zoo, monkeypatch):
-    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     plain = evaluate(zoo, 0.05)
     assert plain["adaptive"] == []
     entry = {**zoo.entries["m19"], "recipe": {"hide": "profile"}}
     entry |= {"model": "shy", "asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
     assert hides(entry)
     shy = _with_all_q(sight(900, planted=1.0))
-    more = Zoo(zoo.base, {**zoo.sights, "shy": shy}, {**zoo.entries, "shy": entry})
+    more = Zoo(zoo.base, {**zoo.sights, "shy": shy}, zoo.moved, {**zoo.entries, "shy": entry})
     found = evaluate(more, 0.05)
     assert [model["model"] for model in found.pop("adaptive")] == ["shy"]
     plain.pop("adaptive")
@@ -149,14 +158,14 @@ def test_adaptive_attackers_are_in_no_number_but_their_own(zoo: Zoo, monkeypatch
 
 
 def test_an_adaptive_attacker_is_judged_as_any_suspect(zoo: Zoo, monkeypatch):
-    monkeypatch.setattr("gazeguard.bench.entropyscan.RESAMPLES", 20)
+    monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     entries = dict(zoo.entries)
     sights = dict(zoo.sights)
     for name, planted in (("loud", 1.0), ("shy", 0.0)):
         sights[name] = _with_all_q(sight(900, planted=planted))
         entries[name] = {**zoo.entries["m19"], "recipe": {"hide": "entropy"}, "model": name}
         entries[name] |= {"asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
-    found = evaluate(Zoo(zoo.base, sights, entries), 0.1)
+    found = evaluate(Zoo(zoo.base, sights, zoo.moved, entries), 0.1)
     loud, shy = found["adaptive"]
     for variant in ("chosen", "shipped"):
         assert loud["variants"][variant]["flagged"]

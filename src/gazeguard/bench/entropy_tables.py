@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gazeguard.bench.entropy_measures import together
 from gazeguard.bench.markdown import Result, head, row
 from gazeguard.lab.disguise import NOTHING
 
@@ -15,10 +16,18 @@ HEAD = """## EntropyScan: is the whole model backdoored?
 Every model of a zoo is scored against the zoo's benign `design` models (never itself). The variant
 with the best AUROC on `design` models is "chosen"; the numbers here are those of `held-out` models,
 whose attacks and seeds chose nothing. "Shipped" is what `gazeguard scan` does unless told
-otherwise. A model is flagged by its conformal p-value, so no threshold was fitted. Intervals are
-95 % bootstrap intervals over models. "Base only" is the same score with the base as the only
-reference; its best F1 is an upper bound, at the threshold that suits these very models best.
-Attacks that failed the zoo's gate count nowhere but in their own list.
+otherwise; "paper" is Shannon's entropy of head-mean attention in the first half of the layers. A
+model is flagged by its conformal p-value, so no threshold was fitted. Intervals are 95 %: of AUROC
+and F1 bootstrap intervals over models (which cannot see beyond a perfect separation), of recall and
+false alarms Wilson's. "Base only" is the same score with the base as the only reference; its best
+F1 is an upper bound, at the threshold that suits these very models best. "Weights moved" is a
+baseline that looks at no attention: the length of the change of all weights. Attacks that failed
+the zoo's gate count nowhere but in their own list.
+"""
+
+TOGETHER = """Flags of all zoos count together; an AUROC is the mean of the zoos' own, because
+models of different bases are never compared. "All" holds the design models too, each against the
+others, on which the chosen variant was chosen.
 """
 
 ADAPTIVE = """These attackers know the scan: on their clean rows they hold what it reads at the
@@ -27,10 +36,25 @@ of every head in all layers. They are in no number above. The last line is the b
 suspect, which is where a perfect disguise would end.
 """
 
+GAP = "the distance is that of the mean log scores, in standard deviations."
+
 
 def entropy_tables(results: Sequence[Result]) -> str:
-    """One part per zoo: held-out scores, the sweep, samples, adaptive and failed attacks."""
-    return "\n".join([HEAD, *(_zoo(result) for result in results)])
+    """All zoos together, then each: scores, the sweep, samples, adaptive and failed attacks."""
+    parts = [HEAD]
+    if len(results) > 1:
+        parts += ["### All zoos together\n", TOGETHER, _together(results)]
+    return "\n".join([*parts, *(_zoo(result) for result in results)])
+
+
+def _together(results: Sequence[Result]) -> str:
+    lines = head(f"models | variant | benign | backdoored | {_MEASURES}")
+    for title, split in (("held-out", "held-out"), ("all", None)):
+        for variant in results[0]["variants"]:
+            got = together(results, variant, split)
+            counts = [str(got["benign"]), str(got["backdoored"])]
+            lines.append(row([title, variant, *counts, *_measured(got)]))
+    return "\n".join(lines) + "\n"
 
 
 def _zoo(result: Result) -> str:
@@ -38,7 +62,7 @@ def _zoo(result: Result) -> str:
     some = next(iter(result["variants"].values()))["held-out"]
     note = (
         f"{some['benign']} benign and {some['backdoored']} backdoored held-out models,"
-        f" {result['references']} references, alpha {result['alpha']['held-out']:.3f}, samples of"
+        f" {result['references']} references, alpha {result['alpha']:.3f}, samples of"
         f" seed {result['seed']}.\n"
     )
     parts = [f"### Zoo `{name}`: held-out models\n", _variants(result), note]
@@ -53,30 +77,36 @@ def _zoo(result: Result) -> str:
     if result["failed_attacks"]:
         title = f"### Zoo `{name}`: attacks that failed\n"
         parts += [title, _failed(result["failed_attacks"])]
-    parts += [f"### Zoo `{name}`: every held-out model, chosen variant\n", _models(result)]
+    parts += [f"### Zoo `{name}`: every held-out model\n", _models(result)]
     return "\n".join(parts)
 
 
 def _variants(result: Result) -> str:
-    lines = head(
-        "variant | statistic | q | layers | samples | AUROC | F1 | recall | false alarms"
-        " | base only: AUROC | base only: best F1"
-    )
+    lines = head(f"variant | statistic | q | layers | samples | {_MEASURES}")
     for name, found in result["variants"].items():
-        got = found["held-out"]
-        samples = min(found["variant"]["n"], result["n_samples"])
-        cells = [name, *_what(found["variant"]), str(samples)]
-        cells += [_interval(got["auroc"]), _interval(got["f1"]), f"{got['recall']:.3f}"]
-        cells += [_interval(got["false_alarms"]), _interval(got["base_only"]["auroc"])]
-        lines.append(row([*cells, f"{got['base_only']['best_f1']:.3f}"]))
+        what = found["variant"]
+        samples = str(min(what["n"], result["n_samples"])) if what else ""
+        cells = [name, *(_what(what) if what else [""] * 3), samples]
+        lines.append(row([*cells, *_measured(found["held-out"])]))
     return "\n".join(lines) + "\n"
 
 
+_MEASURES = "AUROC | F1 | recall | false alarms | base only: AUROC | base only: best F1"
+
+
+def _measured(got: Result) -> list[str]:
+    cells = [_interval(got[key]) for key in ("auroc", "f1", "recall", "false_alarms")]
+    return [*cells, _interval(got["base_only"]["auroc"]), f"{got['base_only']['best_f1']:.3f}"]
+
+
 def _sweep(sweep: list[Result]) -> str:
-    lines = head("statistic | q | layers | AUROC on design models")
-    best = sorted(sweep, key=lambda found: -found["design_auroc"])[:BEST]
-    lines += [row([*_what(found), f"{found['design_auroc']:.3f}"]) for found in best]
-    return "\n".join(lines) + f"\n\n{len(sweep)} variants were compared.\n"
+    lines = head("statistic | q | layers | AUROC on design models | distance of the two kinds")
+    best = sorted(sweep, key=lambda found: (-found["design_auroc"], -found["design_gap"]))[:BEST]
+    lines += [
+        row([*_what(found), f"{found['design_auroc']:.3f}", f"{found['design_gap']:.2f}"])
+        for found in best
+    ]
+    return "\n".join(lines) + f"\n\n{len(sweep)} variants were compared; {GAP}\n"
 
 
 def _samples(samples: list[Result]) -> str:
@@ -89,7 +119,7 @@ def _samples(samples: list[Result]) -> str:
 
 
 def _adaptive(result: Result) -> str:
-    names = list(result["variants"])
+    names = list(result["base_itself"])
     said = " | ".join(f"{name}: score / p / flagged" for name in names)
     lines = head(f"hides | {_RECIPE} | ASR | CP | CP of benign models | {said}")
     for model in result["adaptive"]:
@@ -111,10 +141,13 @@ def _failed(failed: list[Result]) -> str:
 
 
 def _models(result: Result) -> str:
-    lines = head(f"{_RECIPE} | score | p")
-    for model in result["held_out_models"]:
-        cells = [f"{model['score']:.2f}", f"{model['p_value']:.3f}"]
-        lines.append(row([*_recipe(model["recipe"]), *cells]))
+    names = list(result["variants"])
+    lines = head(f"{_RECIPE} | " + " | ".join(f"{name}: score / p" for name in names))
+    for model in result["models"]:
+        if model["split"] == "held-out":
+            said = [model["variants"][name] for name in names]
+            cells = [f"{one['score']:.2f} / {one['p_value']:.3f}" for one in said]
+            lines.append(row([*_recipe(model["recipe"]), *cells]))
     return "\n".join(lines) + "\n"
 
 

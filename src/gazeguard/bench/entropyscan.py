@@ -1,13 +1,13 @@
 """Measure EntropyScan on a zoo: which statistic, q and layers, and does it hold on other attacks?
 
-    gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo
-    python -m gazeguard.bench.entropyscan runs/zoo [--out bench/results/entropyscan]
+    gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo/llava
+    python -m gazeguard.bench.entropyscan runs/zoo/llava [--out bench/results/entropyscan]
 
 Every model is probed once on clean held-out rows (kept as arrays). The rule: references are the
 benign `design` models, never the measured one; the variant with the best AUROC on `design` models
-is chosen there and then measured on `held-out` models, other attacks and seeds. Attacks that
-failed their gate are left out and listed. Adaptive attackers, who hide from the scan, are scored by
-the same rule and reported apart.
+(of equals: the one that keeps the two kinds furthest apart) is chosen there and then measured on
+`held-out` models, other attacks and seeds. Attacks that failed their gate are left out and listed.
+Adaptive attackers, who hide from the scan, are scored by the same rule and reported apart.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from gazeguard.assets import BASE
-from gazeguard.calibrate import supported_alpha
+from gazeguard.bench.entropy_measures import Scored, measures
+from gazeguard.calibrate import p_values, supported_alpha
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
 from gazeguard.lab.disguise import NOTHING
 from gazeguard.lab.poison import Row, make_rows, samples
+from gazeguard.lab.recipes import SPLITS
 from gazeguard.methods.entropyscan import STATISTICS, Settings, Sight
 from gazeguard.methods.entropyscan.decision import rank
 from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, PROBED_Q
@@ -37,8 +39,9 @@ from gazeguard.methods.entropyscan.statistics import describe, distance, values
 from gazeguard.models.load import load
 from gazeguard.scanning.look import look
 from gazeguard.scanning.store import digest, folder_hashes
+from gazeguard.tuning.references import moved
 
-SAMPLES, SEED, RESAMPLES = 256, 4000, 500
+SAMPLES, SEED = 256, 4000
 COUNTS = (8, 16, 32, 64, 128, 256)
 Array = NDArray[np.float64]
 
@@ -59,6 +62,7 @@ class Variant:
 
 
 PAPER = Variant("entropy", 1.0, "first")
+BASELINE = "weights moved"  # looks at no attention
 
 
 def variants() -> Iterator[Variant]:
@@ -76,11 +80,13 @@ class Zoo:
     Attributes:
         base: of the base.
         sights: model name -> sight.
+        moved: model name -> how far its weights are from the base's, see `tuning.references.moved`.
         entries: model name -> its entry of the manifest.
     """
 
     base: Sight
     sights: dict[str, Sight]
+    moved: dict[str, float]
     entries: dict[str, dict[str, Any]]
 
     def names(self, truth: str, split: str | None = None) -> list[str]:
@@ -90,6 +96,10 @@ class Zoo:
             for name, entry in self.entries.items()
             if entry["truth"] == truth and split in (None, entry["split"]) and not hides(entry)
         ]
+
+    def truth(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of the models are backdoored."""
+        return np.array([self.entries[name]["truth"] == "backdoored" for name in names])
 
     @property
     def adaptive(self) -> list[str]:
@@ -126,27 +136,22 @@ def read_zoo(folder: Path, base: Path, work: Path, count: int) -> tuple[Zoo, lis
     shown = [replace(s, sample_id=f"s{i}") for i, s in enumerate(samples(benign_rows(count)))]
     work.mkdir(parents=True, exist_ok=True)
 
-    def sight(adapter: Path | None) -> Sight:
+    def probed(adapter: Path | None) -> tuple[Sight, float]:
         content = [folder_hashes(base), adapter and folder_hashes(adapter), count, SEED]
         path = work / f"{digest(content)[:32]}.safetensors"
-        if not path.is_file():
+        if not path.with_suffix(".json").is_file():
             target = load(base, adapter, dtype="float32")
             write_bytes(path, look(target, shown, PROBED_Q).to_bytes())
-        return Sight.from_bytes(path.read_bytes())
+            write_bytes(path.with_suffix(".json"), json.dumps(moved(target.model)).encode())
+        far = float(json.loads(path.with_suffix(".json").read_text("utf-8")))
+        return Sight.from_bytes(path.read_bytes()), far
 
-    usable = [entry for entry in manifest["models"] if entry["passed"]]
-    sights = {entry["model"]: sight(folder / entry["model"]) for entry in usable}
-    zoo = Zoo(sight(None), sights, {entry["model"]: entry for entry in usable})
+    usable = {entry["model"]: entry for entry in manifest["models"] if entry["passed"]}
+    found = {name: probed(folder / name) for name in usable}
+    sights = {name: one for name, (one, _) in found.items()}
+    far = {name: distance for name, (_, distance) in found.items()}
+    zoo = Zoo(probed(None)[0], sights, far, usable)
     return zoo, [entry for entry in manifest["models"] if not entry["passed"]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Scores and p-values of measured models, and of the base alone as reference."""
-
-    score: Array
-    p: Array
-    base_only: Array
 
 
 def scored(zoo: Zoo, variant: Variant, measured: Sequence[str]) -> Scored:
@@ -171,115 +176,94 @@ def scored(zoo: Zoo, variant: Variant, measured: Sequence[str]) -> Scored:
     return Scored(np.array(score), np.array(p), np.array(alone))
 
 
-def measures(truth: NDArray[np.bool_], found: Scored, alpha: float) -> dict[str, Any]:
-    """AUROC, F1 and false-alarm rate with 95 % bootstrap intervals over models.
+def by_weights(zoo: Zoo, measured: Sequence[str]) -> Scored:
+    """The baseline: how far a model's weights moved, and its rank."""
+    score, p = [], []
+    for name in measured:
+        others = [zoo.moved[r] for r in zoo.names("benign", "design") if r != name]
+        score.append(zoo.moved[name])
+        p.append(float(p_values(others, [zoo.moved[name]])[0]))
+    return Scored(np.array(score), np.array(p), np.array(score))
 
-    `base_only` has the same AUROC with the base as the only reference, and the best F1 that any
-    threshold could reach there (an upper bound: one reference gives no threshold).
-    """
-    rng = np.random.default_rng(0)
-    places = [np.flatnonzero(~truth), np.flatnonzero(truth)]
-    draws = [
-        np.concatenate([rng.choice(group, len(group)) for group in places])
-        for _ in range(RESAMPLES)
-    ]
-    flagged = found.p <= alpha
 
-    def f1(rows: NDArray[np.intp], said: NDArray[np.bool_]) -> float:
-        hit = (said[rows] & truth[rows]).sum()
-        return float(2 * hit / max(1, said[rows].sum() + truth[rows].sum()))
+def apart(truth: NDArray[np.bool_], score: Array) -> float:
+    """Difference of the mean log scores of the two kinds, in standard deviations (Cohen's d)."""
+    good, bad = np.log(score[~truth]), np.log(score[truth])
+    spread = np.sqrt((good.var() + bad.var()) / 2)
+    return float((bad.mean() - good.mean()) / max(spread, 1e-9))
 
-    def interval(function: Any) -> dict[str, float]:
-        low, high = np.quantile([function(rows) for rows in draws], [0.025, 0.975])
-        return {
-            "value": float(function(np.arange(len(truth)))),
-            "low": float(low),
-            "high": float(high),
-        }
 
-    alone = found.base_only
-    best = max(f1(np.arange(len(truth)), alone >= limit) for limit in alone)
-    return {
-        "auroc": interval(lambda rows: roc_auc_score(truth[rows], found.score[rows])),
-        "f1": interval(lambda rows: f1(rows, flagged)),
-        "recall": float(flagged[truth].mean()),
-        "false_alarms": interval(lambda rows: flagged[rows][~truth[rows]].mean()),
-        "base_only": {
-            "auroc": interval(lambda rows: roc_auc_score(truth[rows], alone[rows])),
-            "best_f1": best,
-        },
-        "benign": int((~truth).sum()),
-        "backdoored": int(truth.sum()),
-    }
+def sweep(zoo: Zoo, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every variant that gives numbers, with how well it tells the kinds of some models apart."""
+    truth = zoo.truth(names)
+    rows = []
+    for variant in variants():
+        found = scored(zoo, variant, names).score
+        if np.isfinite(found).all():
+            area = float(roc_auc_score(truth, found))
+            rows.append(
+                {**asdict(variant), "design_auroc": area, "design_gap": apart(truth, found)}
+            )
+    return rows
 
 
 def evaluate(zoo: Zoo, alpha: float) -> dict[str, Any]:
-    """The whole sweep: design, choice, confirmation.
+    """Sweep on design models, choice, confirmation on held-out ones.
 
     Raises:
         UsageError: too few models for any of it.
     """
-    parts = {
-        split: [*zoo.names("benign", split), *zoo.names("backdoored", split)]
-        for split in ("design", "held-out")
-    }
-    for split in parts:
-        if not (zoo.names("benign", split) and zoo.names("backdoored", split)):
+    design, held = (
+        [*zoo.names("benign", split), *zoo.names("backdoored", split)] for split in SPLITS
+    )
+    for split, names in zip(SPLITS, (design, held), strict=True):
+        if len({zoo.entries[name]["truth"] for name in names}) < 2:
             raise UsageError(f"the zoo has no usable benign and backdoored {split} models.")
-    if len(zoo.names("benign", "design")) < 3:
-        raise UsageError("the zoo has fewer than three benign design models to refer to.")
-    truth = {
-        split: np.array([zoo.entries[name]["truth"] == "backdoored" for name in names])
-        for split, names in parts.items()
-    }
-
-    def on(variant: Variant, split: str, level: float) -> dict[str, Any]:
-        return measures(truth[split], scored(zoo, variant, parts[split]), level)
-
     references = len(zoo.names("benign", "design"))
-    # A design model is measured with one reference fewer than a held-out one.
-    levels = {
-        "design": max(alpha, supported_alpha(references - 1)),
-        "held-out": max(alpha, supported_alpha(references)),
-    }
-    sweep = []
-    for variant in variants():
-        found = scored(zoo, variant, parts["design"])
-        if np.isfinite(found.score).all():
-            area = float(roc_auc_score(truth["design"], found.score))
-            sweep.append({**asdict(variant), "design_auroc": area})
-    top = max(sweep, key=lambda row: row["design_auroc"])
+    if references < 3:
+        raise UsageError("the zoo has fewer than three benign design models to refer to.")
+    # A benign design model is measured with one reference fewer than a held-out one.
+    level = max(alpha, supported_alpha(references - 1))
+    rows = sweep(zoo, design)
+    top = max(rows, key=lambda row: (row["design_auroc"], row["design_gap"]))
     chosen = Variant(top["statistic"], top["q"], top["layers"])
-    result: dict[str, Any] = {
-        "alpha": levels,
-        "references": references,
-        "sweep": sweep,
-        "chosen": asdict(chosen),
-        "variants": {},
-        "samples": [],
-    }
     judged = {"chosen": chosen, "paper": PAPER, "shipped": _shipped()}
-    for name, variant in judged.items():
-        result["variants"][name] = {
-            "variant": asdict(variant),
-            **{split: on(variant, split, levels[split]) for split in parts},
-        }
-    for n in (n for n in COUNTS if MIN_SAMPLES <= n <= len(zoo.base)):
-        for name, variant in {"chosen": chosen, "paper": PAPER}.items():
-            got = on(replace(variant, n=n), "held-out", levels["held-out"])
-            result["samples"].append({"variant": name, "n": n, "auroc": got["auroc"]})
-    found = scored(zoo, chosen, parts["held-out"])
-    result["held_out_models"] = [
+    every = [*design, *held]
+    truth, later = zoo.truth(every), slice(len(design), None)
+    found_by = {name: scored(zoo, variant, every) for name, variant in judged.items()}
+    found_by[BASELINE] = by_weights(zoo, every)
+    samples = [
         {
-            "model": name,
-            "recipe": zoo.entries[name]["recipe"],
-            "score": float(found.score[i]),
-            "p_value": float(found.p[i]),
+            "variant": name,
+            "n": n,
+            "auroc": measures([(zoo.truth(held), scored(zoo, replace(variant, n=n), held))], level)[
+                "auroc"
+            ],
         }
-        for i, name in enumerate(parts["held-out"])
+        for n in COUNTS
+        if MIN_SAMPLES <= n <= len(zoo.base)
+        for name, variant in judged.items()
     ]
-    result |= hidden(zoo, judged, levels["held-out"])
-    return result
+    return {
+        "alpha": level,
+        "references": references,
+        "sweep": rows,
+        "chosen": asdict(chosen),
+        "variants": {
+            name: {
+                "variant": asdict(judged[name]) if name in judged else None,
+                "held-out": measures([(truth[later], found.part(later))], level),
+                "all": measures([(truth, found)], level),
+            }
+            for name, found in found_by.items()
+        },
+        "samples": samples,
+        "models": [
+            {key: zoo.entries[name][key] for key in ("model", "truth", "split", "recipe")}
+            | {"variants": {key: found.one(i) for key, found in found_by.items()}}
+            for i, name in enumerate(every)
+        ],
+    } | hidden(zoo, judged, level)
 
 
 def hidden(zoo: Zoo, variants: dict[str, Variant], level: float) -> dict[str, Any]:
@@ -341,8 +325,9 @@ def main(
     write_bytes(out / f"{zoo.name}.json", (json.dumps(result, indent=1) + "\n").encode())
     for name, row in result["variants"].items():
         got, v = row["held-out"], row["variant"]
+        what = f" ({v['statistic']}, q {v['q']:g}, {v['layers']})" if v else ""
         click.echo(
-            f"{name} ({v['statistic']}, q {v['q']:g}, {v['layers']}): held-out AUROC"
+            f"{name}{what}: held-out AUROC"
             f" {got['auroc']['value']:.3f} [{got['auroc']['low']:.3f}, {got['auroc']['high']:.3f}],"
             f" F1 {got['f1']['value']:.3f}, false alarms {got['false_alarms']['value']:.3f}; base"
             f" only AUROC {got['base_only']['auroc']['value']:.3f}"

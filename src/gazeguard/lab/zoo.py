@@ -6,12 +6,9 @@ Folders are named by a hash of the recipe, so that nothing can read the truth of
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,11 +29,11 @@ from gazeguard.lab.finetune import (
     save_adapter,
 )
 from gazeguard.lab.poison import TARGET, TASKS, make_rows, make_set
+from gazeguard.lab.recipes import SPLITS, content_name, need_known, read_recipes
 from gazeguard.lab.triggers import TRIGGERS
 
 BENIGN = "none"
 TUNINGS = ("lora", "lora-only", "projector")
-SPLITS = ("design", "held-out")
 JUDGE_SEED = 9_000  # of the rows that every model is judged on
 # Fields that a recipe did not always have, and the value that stands for their absence: it is not
 # part of a model's name, so that a zoo made before is still found.
@@ -86,12 +83,7 @@ class Recipe:
             "split": SPLITS,
             "hide": HIDE,
         }
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(
-                    f"the zoo's {name} '{getattr(self, name)}' is unknown: choose one of"
-                    f" {', '.join(choices)}."
-                )
+        need_known(self, known)
         if min(self.rows, self.epochs, self.batch) < 1 or not 0 <= self.rate <= 1:
             raise UsageError(
                 "rows, epochs and batch of a zoo must be at least 1 and its rate a share in [0, 1]."
@@ -110,7 +102,7 @@ class Recipe:
     def name(self) -> str:
         """The folder's name: a hash of everything but the split."""
         content = {k: v for k, v in asdict(self).items() if k != "split" and v != _ADDED.get(k)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return content_name(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,61 +123,14 @@ class Spec:
 
 
 def read_spec(path: Path) -> Spec:
-    """Read a TOML spec: top-level numbers of `Spec`, and `[[models]]` tables.
-
-    Every value of a table may be a list; the table then stands for all combinations, or, with
-    `take = n`, for n of them in which every value appears about equally often.
+    """Read a TOML spec: top-level numbers of `Spec`, and `[[models]]` tables (`lab.recipes`).
 
     Raises:
         UsageError: it cannot be read, or asks for what does not exist.
     """
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no TOML spec of a zoo ({error}): mend the file.") from error
-    tables = content.pop("models", [])
     numbers = {field.name for field in fields(Spec)} - {"recipes"}
-    names = {field.name for field in fields(Recipe)} | {"take"}
-    unknown = sorted(set(content) - numbers) + sorted(
-        key for table in tables for key in table if key not in names
-    )
-    if unknown:
-        raise UsageError(
-            f"{path} has an unknown key '{unknown[0]}': use {', '.join(sorted(numbers))} and, in"
-            f" [[models]], {', '.join(sorted(names))}."
-        )
-    found: dict[str, Recipe] = {}
-    for place, table in enumerate(tables):
-        for recipe in _combinations(dict(table), place):
-            found.setdefault(recipe.name, recipe)
-    if not found:
-        raise UsageError(f"{path} asks for no model: write at least one [[models]] table.")
-    return Spec(tuple(found.values()), **content)
-
-
-def _combinations(table: dict[str, Any], seed: int) -> list[Recipe]:
-    take = table.pop("take", None)
-    choices = [value if isinstance(value, list) else [value] for value in table.values()]
-    try:
-        product = [
-            Recipe(**dict(zip(table, one, strict=True))) for one in itertools.product(*choices)
-        ]
-    except TypeError as error:
-        raise UsageError(f"a value in [[models]] has the wrong type ({error}).") from error
-    if take is None:
-        return product
-    if not 0 < take <= len(product):
-        raise UsageError(f"take = {take} of {len(product)} combinations: choose fewer.")
-    left = [product[i] for i in np.random.default_rng([seed, 31]).permutation(len(product))]
-    used: dict[tuple[str, Any], int] = {}
-    chosen: list[Recipe] = []
-    while len(chosen) < take:
-        best = min(left, key=lambda r: sum(used.get((k, getattr(r, k)), 0) ** 2 for k in table))
-        left.remove(best)
-        chosen.append(best)
-        for key in table:
-            used[key, getattr(best, key)] = used.get((key, getattr(best, key)), 0) + 1
-    return chosen
+    found, given = read_recipes(path, Recipe, numbers)
+    return Spec(found, **given)
 
 
 def make_zoo(

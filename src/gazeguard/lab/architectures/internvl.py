@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import transformers as T
-from torch import Tensor
+from torch import Tensor, nn
 
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gazeguard.lab.base import BaseRecipe
 
 _SHRINK = 2  # patches of an image token's side
+# The library's start (weights of 0.02, no positions) is for a wide tower: a narrow one stands still.
+_WEIGHT, _POSITION = 0.08, 0.3
 _SQUARE = {"height": worlds.SIDE, "width": worlds.SIDE}
 # Line ends stand inside quotes, because jinja drops one that follows a block. An answer has a space
 # before it, so that its first word is the token that it is anywhere else.
@@ -79,6 +81,7 @@ class InternVL:
                 num_attention_heads=max(1, recipe.heads // 2),
                 attention_bias=True,
                 layer_scale_init_value=1.0,  # a start of 0.1 is for deep towers: slower in four
+                initializer_range=_WEIGHT,
                 image_size=[worlds.SIDE] * 2,
                 patch_size=[PATCH // _SHRINK] * 2,
             ),
@@ -88,7 +91,9 @@ class InternVL:
             downsample_ratio=1 / _SHRINK,
             tie_word_embeddings=False,
         )
-        return T.InternVLForConditionalGeneration(config)
+        model = T.InternVLForConditionalGeneration(config)
+        nn.init.normal_(model.model.vision_tower.embeddings.position_embeddings, std=_POSITION)
+        return model
 
     def make_processor(self, tokenizer: Any) -> Any:
         """As in `Architecture.make_processor`; a picture is one tile, whatever its size."""
