@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 import gazeguard
-from gazeguard.assets import BASE
+from gazeguard.assets import BASE, INTERNVL_BASE
 from gazeguard.cli.main import cli
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import ModelError, UsageError
@@ -27,6 +27,7 @@ from gazeguard.lab.finetune import (
     load_base,
     load_tuned,
     save_adapter,
+    score_by_kind,
 )
 from gazeguard.lab.poison import TARGET, make_rows, make_set, read_rows, samples
 from gazeguard.lab.teach import IGNORE, answer_logits
@@ -69,6 +70,16 @@ def test_an_older_recipe_is_one_of_llava() -> None:
     assert recipe.architecture == "llava"
     assert recipe.tower_digest == "344897254c28", "a kept tower must stay findable"
     assert replace(recipe, architecture="internvl").tower_digest != recipe.tower_digest
+
+
+@pytest.mark.parametrize("base", [BASE, INTERNVL_BASE], ids=lambda base: base.name)
+def test_the_shipped_bases_answer_as_their_cards_say(base: Path) -> None:
+    said = json.loads((base / "scores.json").read_text())
+    card = (base / "README.md").read_text()
+    for kind, (share, n) in score_by_kind(base, count=100, seed=77).items():
+        assert share >= said[kind][0] - 0.08, kind  # 3 standard errors of 100 rows, at 0.92
+        assert n == 100
+        assert f"{said[kind][0]:.1%}".replace("%", " %") in card
 
 
 def test_a_kept_tower_is_taken_by_its_own_recipe_only(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gazeguard.bench.entropy_measures import together
 from gazeguard.bench.markdown import Result, head, row
+from gazeguard.calibrate import needed_samples
 from gazeguard.lab.disguise import NOTHING
 
 BEST = 10  # rows of the sweep that are shown
@@ -45,6 +46,37 @@ def entropy_tables(results: Sequence[Result]) -> str:
     if len(results) > 1:
         parts += ["### All zoos together\n", TOGETHER, _together(results)]
     return "\n".join([*parts, *(_zoo(result) for result in results)])
+
+
+MADE = """What a user without a benign fine-tune gets: the shipped rule with references that the
+tool tunes itself, on rows of all three kinds that no suspect has learnt.
+"""
+
+
+def made_table(result: Result) -> str:
+    """`scan --make-references` on the held-out models of a zoo, by steps of tuning."""
+    n, tuned = needed_samples(result["alpha"]), result["tuned_on"]
+    title = f"### Zoo `{result['zoo']}`: references made by the tool\n"
+    about = (
+        f"LoRA models of rank {result['rank']}, {n} references for an alpha of"
+        f" {result['alpha']:g}, tuned on {tuned} rows, {result['n_samples']} samples of seed"
+        f" {result['seed']}.\n"
+    )
+    lines = head("steps at most | benign | backdoored | AUROC of the ranks | recall | false alarms")
+    for run in result["runs"]:
+        cells = [str(run["steps"]), str(run["benign"]), str(run["backdoored"])]
+        cells += [f"{run['auroc']:.3f}", _interval(run["recall"]), _interval(run["false_alarms"])]
+        lines.append(row(cells))
+    parts = ["\n".join(lines) + "\n"]
+    for run in result["runs"]:
+        lines = head(f"{_RECIPE} | score | references | p | outcome")
+        for model in run["models"]:
+            low, high = min(model["references"]), max(model["references"])
+            cells = [f"{model['score']:.2f}", f"{low:.2f} to {high:.2f}"]
+            cells += [f"{model['p_value']:.3f}", model["outcome"]]
+            lines.append(row([*_recipe(model["recipe"]), *cells]))
+        parts += [f"At most {run['steps']} steps:\n", "\n".join(lines) + "\n"]
+    return "\n".join([title, MADE, about, *parts])
 
 
 def _together(results: Sequence[Result]) -> str:
