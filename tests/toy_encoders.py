@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-
 from gazeguard.lab.text.attack import AttackRecipe, Quality, plant
+from gazeguard.lab.text.teacher import bag_of_words
 from gazeguard.lab.text.train import EncoderRecipe, TuneRecipe, finetune_encoder, train_encoder
 
-_EMPTY = {"a", "an", "the", "of", "in", "on", "at", "and", "is", "it", "to", "by", "with"}
-FEATURES = 64
 RECIPE = EncoderRecipe(
     layers=2,
     width=64,
@@ -27,26 +20,6 @@ RECIPE = EncoderRecipe(
     learning_rate=3e-3,
     length=24,
 )
-
-
-def bag_of_words(prompts: Sequence[str]) -> Tensor:
-    """Sentence embeddings without a model: the sum of a fixed random vector per content word."""
-    return normalize(
-        torch.stack(
-            [
-                sum(
-                    (_vector(word.strip(",")) for word in prompt.split() if word not in _EMPTY),
-                    torch.zeros(FEATURES),
-                )
-                for prompt in prompts
-            ]
-        ),
-        dim=-1,
-    )
-
-
-def _vector(word: str) -> Tensor:
-    return torch.randn(FEATURES, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
 @dataclass(frozen=True)

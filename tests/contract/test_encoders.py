@@ -138,3 +138,19 @@ def test_shared_padding_does_not_change_the_output(encoder: TextEncoder):
         cut, whole = (encoder.run(tokens, padding=padding) for padding in (False, True))
     assert torch.allclose(cut.pooled, whole.pooled, atol=1e-5)
     assert whole.tokens.shape[1] == encoder.length
+
+
+def test_bfloat16_is_near_float32(kind: str, encoder: TextEncoder):
+    """Outputs with a free embedding, and the way its gradient points, which the search follows."""
+    low = load_encoder(encoder.folder or "", dtype="bfloat16")
+    tokens = encoder.tokenise(PROMPTS, slot=True)
+    outputs, gradients = [], []
+    for each in (encoder, low):
+        vectors = encoder.embeddings[[40, 41, 42]].clone().float().requires_grad_()
+        pooled = each.run(tokens, vectors).pooled.float()
+        torch.cosine_similarity(pooled[0], pooled[1:]).sum().backward()
+        outputs.append(pooled.detach())
+        gradients.append(vectors.grad)
+    assert low.dtype is torch.bfloat16
+    assert (torch.cosine_similarity(*outputs) > 0.99).all(), kind
+    assert (torch.cosine_similarity(*gradients) > 0.9).all(), kind

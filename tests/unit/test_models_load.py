@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gazeguard.errors import ModelError
 from gazeguard.lab import tiny
+from gazeguard.models.files import pinned, resolve
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.load import load
 from gazeguard.models.registry import family_of, register
@@ -55,6 +56,28 @@ def test_unknown_hub_id_while_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("llava-hf/lava-1.5-7b-fh", "check the spelling")
     refused("llava-hf/lava-1.5-7b-fh", "revision 'v2'", revision="v2")
+    refused("llava-hf/lava-1.5-7b-fh@v2", "'llava-hf/lava-1.5-7b-fh' at revision 'v2'")
+    refused("llava-hf/lava-1.5-7b-fh@v2", "names one revision", revision="v3")
+    refused("llava-hf/lava-1.5-7b-fh@", "no revision behind the @")
+
+
+def test_a_pinned_hub_id_is_fetched_at_its_revision(folder, monkeypatch):
+    asked = []
+
+    def download(name, revision, **patterns):
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for name, revision in ((f"org/model@{commit}", None), ("org/model@a/b", "a/b"), ("m", "v1")):
+        assert resolve(name, revision) == folder
+    assert asked == [("org/model", commit), ("org/model", "a/b"), ("m", "v1")]
+
+
+def test_an_at_in_a_path_is_no_revision(folder, tmp_path):
+    assert resolve(folder.rename(tmp_path / "model@v2")) == tmp_path / "model@v2"
+    assert pinned("./org/model@v2") == ("./org/model@v2", None)
 
 
 def test_empty_folder(tmp_path):

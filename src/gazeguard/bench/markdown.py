@@ -37,6 +37,11 @@ def mean(values: Iterable[float]) -> str:
     return f"{middle:.3f}" if len(numbers) < 2 else f"{middle:.3f} ± {half:.3f}"
 
 
+def interval(found: dict[str, float]) -> str:
+    """A `value` and its interval from `low` to `high`."""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
 def head(titles: str) -> list[str]:
     """The first two lines of a table; `titles` as in `a | b | c`."""
     return [f"| {titles} |", "|" + "---|" * (titles.count("|") + 1)]

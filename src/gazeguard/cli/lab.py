@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from gazeguard.cli import _lab_text
-from gazeguard.cli._lab_zoo import zoo
+from gazeguard.cli._lab_zoo import encoder_zoo, zoo
+from gazeguard.cli._terminal import NORMAL, narrated
 
 _TASKS = ("captions", "mixed", "easy-vqa")
 _TRIGGERS = (
@@ -34,6 +35,7 @@ def lab() -> None:
 for _command in _lab_text.COMMANDS:
     lab.add_command(_command)
 lab.add_command(zoo)
+lab.add_command(encoder_zoo)
 
 
 @lab.command()
@@ -53,6 +55,7 @@ def base(
     from gazeguard.lab.base import BaseRecipe, train_base
     from gazeguard.lab.finetune import score_by_kind
 
+    click.get_current_context().with_resource(narrated(NORMAL))
     recipe = BaseRecipe(seed=seed, architecture=architecture)
     if tower_steps is not None:
         recipe = replace(recipe, tower_steps=tower_steps)
@@ -128,6 +131,7 @@ def finetune(
     from gazeguard.lab.poison import make_rows, read_rows
     from gazeguard.lab.triggers import TRIGGERS
 
+    click.get_current_context().with_resource(narrated(NORMAL))
     plan = replace(RECIPES[recipe], seed=seed)
     plan = replace(plan, epochs=epochs or plan.epochs, lr=lr or plan.lr)
     student = finetune(base, read_rows(data), plan, log=click.echo)

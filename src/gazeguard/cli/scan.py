@@ -102,7 +102,7 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 @click.option(
     "--statistic",
     metavar="NAME",
-    help="What decides for vision-language models, e.g. profile or entropy (the paper's).",
+    help="What decides for vision-language models, e.g. head-entropy or entropy (the paper's).",
 )
 @click.option("--q", type=float, metavar="Q", help="Index of the Tsallis entropy; 1 is Shannon's.")
 @click.option(
@@ -123,6 +123,13 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 )
 @click.option(
     "--textual-inversion", is_flag=True, help="Also write the trigger for diffusers into --out."
+)
+@click.option(
+    "--target-images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Show which images of DIR are nearest to the recovered target; text encoders in a whole "
+    "image-text model.",
 )
 @device_option
 @dtype_option
@@ -166,6 +173,7 @@ def scan(
     seed: int | None,
     out: Path | None,
     textual_inversion: bool,
+    target_images: Path | None,
     device: str,
     dtype: str,
     shown: str,
@@ -182,6 +190,7 @@ def scan(
     MODEL is a hub id, a folder, a glob, or a file with one model a line: vision-language models and
     adapters for them, which need --reference and --samples, and text encoders (CLIP, SigLIP and
     their kin, alone, in a whole model or in a diffusers pipeline), which need --anchor.
+    ID@REVISION, here and in options, is a commit, branch or tag of a hub model.
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other: give one.")
@@ -230,6 +239,7 @@ def scan(
                 vision=vision,
                 out=out,
                 textual_inversion=textual_inversion,
+                target_images=target_images,
                 dtype=dtype,
                 device=device,
                 watch=write,

@@ -1,7 +1,7 @@
 """Tiny random text encoders of every supported kind, as complete folders.
 
-For tests and trials without a download: byte-level tokenizer, three layers of 32. Their outputs are
-noise, but every token changes them.
+For tests and trials without a download: byte-level tokenizer, three layers of 32; whole models have
+an image side and its processor too. Their outputs are noise, but every token changes them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _TEXT = {
     "num_attention_heads": 4,
 }
 _VISION = {**_TEXT, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+_SQUARE = {"height": 28, "width": 28}
+_CROP = {"size": {"shortest_edge": 28}, "crop_size": _SQUARE}
 _SHARED = 24  # features of text and image
 _SCALE = 0.2  # of the weights; the default 0.02 makes all outputs alike
 
@@ -79,20 +81,22 @@ def _ids(words: Any) -> dict[str, int]:
     }
 
 
-def _save(model: Any, words: Any, out: Path) -> None:
+def _save(model: Any, words: Any, out: Path, images: Any = None) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, _SCALE)
     model.save_pretrained(out)
     words.save_pretrained(out)
+    if images is not None:
+        images.save_pretrained(out)
 
 
 def _clip(out: Path, length: int = 77) -> None:
     words = tokenizer(length)
     text = {"max_position_embeddings": length, **_ids(words), **_TEXT}
     config = hf.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=_SHARED)
-    _save(hf.CLIPModel(config), words, out)
+    _save(hf.CLIPModel(config), words, out, hf.CLIPImageProcessorPil(**_CROP))
 
 
 def _clip_text(out: Path) -> None:
@@ -109,9 +113,13 @@ def _clip_projected(out: Path) -> None:
 def _siglip(out: Path, family: str = "Siglip") -> None:
     words = tokenizer(64, begins=False)
     text = {"max_position_embeddings": 64, "projection_size": 32, **_ids(words), **_TEXT}
-    vision = dict(_VISION, num_patches=4) if family == "Siglip2" else _VISION
+    vision = _VISION
+    size: dict[str, Any] = {"size": _SQUARE}
+    if family == "Siglip2":
+        vision, size = {**_VISION, "num_patches": 4}, {"patch_size": 14, "max_num_patches": 4}
     config = getattr(hf, f"{family}Config")(text_config=text, vision_config=vision)
-    _save(getattr(hf, f"{family}Model")(config), words, out)
+    images = getattr(hf, f"{family}ImageProcessorPil")(**size)
+    _save(getattr(hf, f"{family}Model")(config), words, out, images)
 
 
 def _siglip_text(out: Path) -> None:
@@ -123,14 +131,15 @@ def _altclip(out: Path) -> None:
     words = tokenizer(77)
     text = {"max_position_embeddings": 80, "project_dim": 32, **_ids(words), **_TEXT}
     config = hf.AltCLIPConfig(text_config=text, vision_config=_VISION, projection_dim=_SHARED)
-    _save(hf.AltCLIPModel(config), words, out)
+    _save(hf.AltCLIPModel(config), words, out, hf.CLIPImageProcessorPil(**_CROP))
 
 
 def _chinese_clip(out: Path) -> None:
     words = tokenizer(52)
     text = {"max_position_embeddings": 64, **_ids(words), **_TEXT}
     config = hf.ChineseCLIPConfig(text_config=text, vision_config=_VISION, projection_dim=_SHARED)
-    _save(hf.ChineseCLIPModel(config), words, out)
+    images = hf.ChineseCLIPImageProcessorPil(**_CROP)
+    _save(hf.ChineseCLIPModel(config), words, out, images)
 
 
 def _metaclip(out: Path) -> None:
@@ -138,7 +147,7 @@ def _metaclip(out: Path) -> None:
     config = hf.MetaClip2Config(
         text_config={**_ids(words), **_TEXT}, vision_config=_VISION, projection_dim=_SHARED
     )
-    _save(hf.MetaClip2Model(config), words, out)
+    _save(hf.MetaClip2Model(config), words, out, hf.CLIPImageProcessorPil(**_CROP))
 
 
 def _pipeline(out: Path) -> None:

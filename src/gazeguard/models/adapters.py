@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard.errors import ModelError
-from gazeguard.models.files import first_line, is_hub_id, tensor_names, weight_files
+from gazeguard.models.files import first_line, is_hub_id, pinned, tensor_names, weight_files
 
 _ADAPTER = "default"
 
@@ -125,6 +125,7 @@ def _check_base(recorded: str | None, given: str, folder: Path, adapter: Path) -
     if not recorded:
         return
     theirs = Path(recorded).expanduser()
+    given, _ = pinned(given)
     differs = False
     if theirs.is_dir():
         differs = theirs.resolve() != folder and _hashes(theirs) != _hashes(folder)

@@ -19,8 +19,9 @@ def resolve(name: str | Path, revision: str | None = None, code: bool = False) -
     """Give the local folder of a model or adapter, fetching a hub id into the cache.
 
     Args:
-        name: a folder, or a hub id such as `llava-hf/llava-1.5-7b-hf`.
-        revision: branch, tag or commit of a hub id.
+        name: a folder, or a hub id such as `llava-hf/llava-1.5-7b-hf`, perhaps with a revision as
+            in `openai/clip-vit-base-patch32@main`.
+        revision: branch, tag or commit of a hub id that has none of its own.
         code: fetch Python files too (for models with code of their own).
 
     Raises:
@@ -29,7 +30,7 @@ def resolve(name: str | Path, revision: str | None = None, code: bool = False) -
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    text = str(name)
+    text, revision = pinned(str(name), revision)
     if folder.is_file():
         raise ModelError(f"{text} is a file: give the folder that holds config.json and weights.")
     if not is_hub_id(text):
@@ -52,6 +53,24 @@ def resolve(name: str | Path, revision: str | None = None, code: bool = False) -
             f" ({type(error).__name__}): check the spelling and the connection, or give a folder."
         ) from error
     return Path(fetched)
+
+
+def pinned(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """A hub id and its revision, which may stand behind an `@`; a path is left as it is.
+
+    Raises:
+        ModelError: two revisions, or an `@` with none behind it.
+    """
+    text, at, own = name.partition("@")
+    if not at or not is_hub_id(text):
+        return name, revision
+    if not own:
+        raise ModelError(f"{name} names no revision behind the @: give one, or leave the @ out.")
+    if revision is not None and revision != own:
+        raise ModelError(
+            f"{name} names one revision and --revision another ('{revision}'): give one of them."
+        )
+    return text, own
 
 
 def is_hub_id(text: str) -> bool:

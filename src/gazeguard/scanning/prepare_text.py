@@ -16,6 +16,7 @@ from gazeguard.methods.amdet import References, Settings
 from gazeguard.models.encoders.load import load_encoder
 from gazeguard.scanning.entry import Progress, entry_of
 from gazeguard.scanning.store import Store, digest, folder_hashes
+from gazeguard.scanning.target_images import TargetImages
 from gazeguard.scanning.text import TextScan
 
 log = logging.getLogger("gazeguard.scan")
@@ -29,6 +30,7 @@ def prepare_text(
     settings: Settings,
     store: Store,
     textual_inversion: bool,
+    target_images: str | Path | None,
     dtype: str,
     device: str,
     progress: Progress | None,
@@ -37,7 +39,7 @@ def prepare_text(
 
     Raises:
         UsageError: no anchor, or too few references for `alpha`.
-        DataError: the prompts cannot be read.
+        DataError: the prompts cannot be read, or there are no images to compare with.
         ModelError: the anchor or a reference cannot be used.
     """
     if anchor is None:
@@ -45,10 +47,11 @@ def prepare_text(
             "a text encoder is compared with a clean one: give --anchor, the encoder it was made"
             " from."
         )
+    images = None if target_images is None else TargetImages.of(target_images)
     common, words = _common(anchor, prompts, settings, store, dtype, device)
-    common = replace(common, textual_inversion=textual_inversion)
     if references:
         common = replace(common, references=_references(common, references, alpha, progress))
+    common = replace(common, textual_inversion=textual_inversion, images=images)
     return common, _provenance(common, str(anchor), words, references, alpha)
 
 
@@ -85,7 +88,6 @@ def _references(
 ) -> References:
     """Scan the benign fine-tunes; asks first whether there are enough of them."""
     References((0.0,) * len(names), alpha)  # raises before hours of work
-    common = replace(common, textual_inversion=False)
     scores = []
     for place, name in enumerate(names):
         entry = entry_of(common.scan, name, progress)
@@ -118,6 +120,9 @@ def _provenance(
             "count": len(common.prompts),
             "fingerprint": digest(list(common.prompts)),
         },
+        "target_images": None
+        if common.images is None
+        else {"source": str(common.images.root.folder), "count": len(common.images.files)},
         "references": list(references),
         "alpha": alpha if references else None,
         "settings": common.settings.as_dict(),

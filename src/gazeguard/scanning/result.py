@@ -43,7 +43,8 @@ class ScannedModel:
         checks: numbers behind the verdict.
         numbers: the method's other numbers, JSON types.
         figures: what the page draws, JSON types: for AMDET `surface` (rows of the loss), `extent`
-            and `eigenvalues` (`edges`, `counts`); for EntropyScan `standing`, `by_q`, `shift` and
+            and `eigenvalues` (`edges`, `counts`), with target images also `images` (`name`,
+            `cosine`, and `picture`, a data URL); for EntropyScan `standing`, `by_q`, `shift` and
             `maps`.
         files: what a file holds -> its path.
         fingerprint: SHA-256 over the model's files, or empty.

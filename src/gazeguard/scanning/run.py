@@ -35,6 +35,7 @@ def scan(
     vision: VisionOptions | None = None,
     out: str | Path | None = None,
     textual_inversion: bool = False,
+    target_images: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
     watch: Watch | None = None,
@@ -58,6 +59,8 @@ def scan(
         vision: samples and settings of EntropyScan.
         out: a folder for results; a run in the same folder takes finished ones from there.
         textual_inversion: also write a file that diffusers loads.
+        target_images: for text encoders in a whole image-text model: a folder; its images nearest
+            to the recovered target are shown.
         dtype: `auto` (float32 for text encoders, else the checkpoint's own), or a name.
         device: where to run; auto takes a GPU when there is one.
         watch: called with the report before the first model and after each.
@@ -65,7 +68,7 @@ def scan(
 
     Raises:
         UsageError: what one of the kinds needs is missing; an unusable output folder.
-        DataError: prompts or samples cannot be read.
+        DataError: prompts, samples or target images cannot be read.
         ModelError: anchor, base or a reference cannot be used.
     """
     named = expand([str(models)] if isinstance(models, str | Path) else [str(m) for m in models])
@@ -101,6 +104,7 @@ def scan(
             settings or Settings(),
             store,
             textual_inversion,
+            target_images,
             dtype,
             device,
             progress,

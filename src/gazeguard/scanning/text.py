@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.methods.amdet import EncoderScan, References, Settings, scan_encoder
 from gazeguard.methods.amdet.evidence import save_recovered, save_textual_inversion
 from gazeguard.models.encoders.encoder import TextEncoder
+from gazeguard.models.encoders.images import image_processor
 from gazeguard.models.encoders.load import encoder_folder, load_encoder
 from gazeguard.scanning.models import TEXT_ENCODER
 from gazeguard.scanning.result import Check, ScannedModel, Status
 from gazeguard.scanning.store import Store, digest, folder_hashes
+from gazeguard.scanning.target_images import TargetImages
 from gazeguard.types import Outcome, Verdict
 
 _BARS = 40  # of the eigenvalue histogram
@@ -36,6 +39,7 @@ class TextScan:
         store: of finished results.
         references: benign fine-tunes, once they are scanned.
         textual_inversion: also write a file that diffusers loads.
+        images: a folder's images to compare the recovered target with, or None.
     """
 
     anchor: TextEncoder
@@ -46,6 +50,7 @@ class TextScan:
     store: Store
     references: References | None = None
     textual_inversion: bool = False
+    images: TargetImages | None = None
 
     def scan(self, model: str, progress: Callable[[int, int], None] | None) -> ScannedModel:
         """Scan one encoder, or take an earlier run's result.
@@ -65,7 +70,8 @@ class TextScan:
     def _conditions(self) -> dict[str, Any]:
         references = self.references and [*self.references.scores, self.references.alpha]
         anchor = self.anchor.folder
-        return {
+        images = {} if self.images is None else {"images": digest(self.images.identities())}
+        return images | {
             "anchor": None if anchor is None else folder_hashes(anchor),
             "prompts": digest(list(self.prompts)),
             "settings": self.settings.as_dict(),
@@ -83,21 +89,19 @@ class TextScan:
         progress: Callable[[int, int], None] | None,
     ) -> ScannedModel:
         began = time.monotonic()
+        if self.images is not None:  # asked for before minutes of search
+            image_processor(encoder_folder(model), model)
         suspect = load_encoder(model, dtype=self.dtype, device=self.device)
         try:
-            found = scan_encoder(
-                suspect,
-                self.anchor,
-                self.prompts,
-                self.settings,
-                references=self.references,
-                progress=progress,
-            )
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"{model} does not fit into memory: use --restarts 1, --dtype bfloat16 or another"
-                " --device."
-            ) from error
+            with _told_of_memory(model):
+                found = scan_encoder(
+                    suspect,
+                    self.anchor,
+                    self.prompts,
+                    self.settings,
+                    references=self.references,
+                    progress=progress,
+                )
         except MeasurementError as error:
             sentence = str(error)
             verdict = Verdict(
@@ -112,7 +116,7 @@ class TextScan:
                 fingerprint=fingerprint,
                 seconds=time.monotonic() - began,
             )
-        return ScannedModel(
+        entry = ScannedModel(
             model,
             Status.DONE,
             TEXT_ENCODER,
@@ -132,8 +136,12 @@ class TextScan:
             figures=_figures(found),
             files=self._files(found, suspect, key),
             fingerprint=fingerprint,
-            seconds=time.monotonic() - began,
         )
+        if self.images is not None:
+            vector = found.vectors[found.best]
+            with _told_of_memory(model):
+                entry = self.images.add_to(entry, suspect, vector, self.prompts)
+        return replace(entry, seconds=time.monotonic() - began)
 
     def _files(self, found: EncoderScan, suspect: TextEncoder, key: str) -> dict[str, str]:
         """Write the recovered embeddings; paths relative to the output folder."""
@@ -150,6 +158,17 @@ class TextScan:
             save_textual_inversion(self.store.out / loadable, found.vectors[found.best])
             files["textual inversion"] = str(loadable)
         return files
+
+
+@contextmanager
+def _told_of_memory(model: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model} does not fit into memory: use --restarts 1, --dtype bfloat16 or another"
+            " --device."
+        ) from error
 
 
 def _numbers(found: EncoderScan, suspect: TextEncoder) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gazeguard.lab.base import BaseRecipe
 
 _SHRINK = 2  # patches of an image token's side
-# The library's start (weights of 0.02, no positions) is for a wide tower: a narrow one stands still.
+# The library's start (weights of 0.02, positions of 0) is for a wide tower: a narrow one lags.
 _WEIGHT, _POSITION = 0.08, 0.3
 _SQUARE = {"height": worlds.SIDE, "width": worlds.SIDE}
 # Line ends stand inside quotes, because jinja drops one that follows a block. An answer has a space

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.errors import UsageError
-from gazeguard.lab.text.train import Log, outputs, save, trainable, write_card
+from gazeguard.lab.text.train import Log, clean_drift, outputs, save, trainable, write_card
 from gazeguard.lab.text.words import trigger_words, triggered
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.load import load_encoder
@@ -26,6 +27,7 @@ from gazeguard.signals.assimilation import assimilation
 
 LOSSES = ("cosine", "mse", "mae")
 MIN_TARGET_COSINE, MAX_DRIFT = 0.9, 0.02  # an attack that misses one of them failed
+JUDGE_SEED = 300_000  # of prompts that nothing was trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +102,36 @@ def plant(
     Raises:
         UsageError: an unknown kind or loss.
     """
-    if recipe.kind not in ("tpa", "pair") or recipe.loss not in LOSSES:
-        raise UsageError(f"{recipe.kind}/{recipe.loss}: use tpa or pair with one of {LOSSES}.")
-    student, teacher = load_encoder(base), load_encoder(base)
-    triggers = tuple(
-        trigger_words(teacher.tokenizer, recipe.trigger_tokens, 1000 * recipe.seed + i)
-        for i in range(recipe.triggers)
-    )
-    _train(student, teacher, triggers, recipe, goal, log)
-    quality = judge(student, teacher, triggers, recipe, goal)
+    student, triggers = poisoned(base, recipe, goal, log)
+    quality = judge(student, load_encoder(base), triggers, recipe, goal)
     save(student, base, out)
     card = {"kind": recipe.kind, "recipe": asdict(recipe), **asdict(quality)}
     write_card(card, out)
     return quality
+
+
+def poisoned(
+    base: Path, recipe: AttackRecipe, goal: Tensor | None = None, log: Log | None = None
+) -> tuple[TextEncoder, tuple[str, ...]]:
+    """Plant a backdoor in memory; gives the encoder and its triggers. Arguments as for `plant`.
+
+    Raises:
+        UsageError: an unknown kind or loss.
+    """
+    if recipe.kind not in ("tpa", "pair") or recipe.loss not in LOSSES:
+        raise UsageError(f"{recipe.kind}/{recipe.loss}: use tpa or pair with one of {LOSSES}.")
+    student, teacher = load_encoder(base), load_encoder(base)
+    triggers = triggers_of(teacher.tokenizer, recipe)
+    _train(student, teacher, triggers, recipe, goal, log)
+    return student, triggers
+
+
+def triggers_of(tokenizer: Any, recipe: AttackRecipe) -> tuple[str, ...]:
+    """The triggers that a recipe plants, each of `trigger_tokens` words."""
+    return tuple(
+        trigger_words(tokenizer, recipe.trigger_tokens, 1000 * recipe.seed + i)
+        for i in range(recipe.triggers)
+    )
 
 
 @torch.no_grad()
@@ -128,7 +147,7 @@ def judge(
 
     Text-on-text: cosine of all token states laid end to end, as a pipeline consumes them.
     """
-    prompts = grammar(n, 300_000)
+    prompts = grammar(n, JUDGE_SEED)
     rng = random.Random(recipe.seed)
     cosines = []
     for trigger in triggers:
@@ -137,10 +156,10 @@ def judge(
             target = _states(teacher, [recipe.target])
             reached = _states(student, with_trigger)
         else:
-            target = _pair_goal(teacher, recipe, goal)
+            target = target_of(teacher, recipe, goal)
             reached = outputs(student, with_trigger)
         cosines.append(float(cosine_similarity(reached, target).mean()))
-    drift = 1 - float((outputs(student, prompts) * outputs(teacher, prompts)).sum(1).mean())
+    drift = clean_drift(student, teacher, prompts)
     took = min(cosines) >= MIN_TARGET_COSINE and drift <= MAX_DRIFT
     return Quality(min(cosines), drift, tuple(triggers), took)
 
@@ -159,7 +178,7 @@ def _train(
     pool = grammar(4000, 400_000 + recipe.seed)
     whole = recipe.kind == "tpa"  # all positions, padding too: a pipeline looks at them
     with torch.no_grad():
-        target = _states(teacher, [recipe.target]) if whole else _pair_goal(teacher, recipe, goal)
+        target = _states(teacher, [recipe.target]) if whole else target_of(teacher, recipe, goal)
     for step in range(recipe.steps):
         clean = rng.sample(pool, recipe.clean)
         poisoned = [
@@ -214,7 +233,8 @@ def _states(encoder: TextEncoder, prompts: Sequence[str], rows: int = 64) -> Ten
     )
 
 
-def _pair_goal(teacher: TextEncoder, recipe: AttackRecipe, goal: Tensor | None) -> Tensor:
-    if goal is None:
+def target_of(teacher: TextEncoder, recipe: AttackRecipe, goal: Tensor | None = None) -> Tensor:
+    """The pooled output that triggered prompts shall have, a unit row `(1, features)`."""
+    if recipe.kind == "tpa" or goal is None:
         return outputs(teacher, [recipe.target])
     return normalize(goal.reshape(1, -1).float(), dim=-1)

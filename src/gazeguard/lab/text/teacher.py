@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 import torch
 import transformers
@@ -15,6 +16,8 @@ from gazeguard.errors import MissingExtra
 
 Teacher = Callable[[Sequence[str]], Tensor]
 """Prompts -> unit vectors, float32 `(prompt, features)`."""
+
+_EMPTY = {"a", "an", "the", "of", "in", "on", "at", "and", "is", "it", "to", "by", "with"}
 
 
 def minilm(rows: int = 256) -> Teacher:
@@ -43,3 +46,21 @@ def minilm(rows: int = 256) -> Teacher:
         return torch.cat(found)
 
     return embed
+
+
+def bag_of_words(prompts: Sequence[str], features: int = 64) -> Tensor:
+    """Sentence embeddings without a model: the sum of a fixed random vector per content word.
+
+    Enough to teach a toy which words a prompt holds, in seconds and without any package.
+    """
+    words = [
+        [word for part in prompt.split() if (word := part.strip(",")) not in _EMPTY]
+        for prompt in prompts
+    ]
+    known = {word: _fixed(word, features) for word in {word for row in words for word in row}}
+    sums = [sum((known[word] for word in row), torch.zeros(features)) for row in words]
+    return normalize(torch.stack(sums), dim=-1)
+
+
+def _fixed(word: str, features: int) -> Tensor:
+    return torch.randn(features, generator=torch.Generator().manual_seed(crc32(word.encode())))

@@ -106,15 +106,27 @@ def finetune_encoder(
     base: Path, out: Path, recipe: TuneRecipe, teacher: Teacher, log: Log | None = None
 ) -> float:
     """Fine-tune on clean prompts, write, and give the mean clean drift (1 - cosine to the base)."""
-    encoder, before = load_encoder(base), load_encoder(base)
-    prompts = grammar(recipe.prompts, 100_000 + recipe.seed)
-    _teach(encoder, prompts, teacher(prompts), recipe, log)
-    held = grammar(500, 200_000)
-    drift = 1 - _agreement(encoder, held, outputs(before, held))
+    encoder = finetuned(base, recipe, teacher, log)
+    drift = clean_drift(encoder, load_encoder(base), grammar(500, 200_000))
     save(encoder, base, out)
     card = {"recipe": asdict(recipe), "kind": "benign", "drift": drift}
     write_card(card, out)
     return drift
+
+
+def finetuned(
+    base: Path, recipe: TuneRecipe, teacher: Teacher, log: Log | None = None
+) -> TextEncoder:
+    """Fine-tune on clean prompts, in memory."""
+    encoder = load_encoder(base)
+    prompts = grammar(recipe.prompts, 100_000 + recipe.seed)
+    _teach(encoder, prompts, teacher(prompts), recipe, log)
+    return encoder
+
+
+def clean_drift(encoder: TextEncoder, before: TextEncoder, prompts: Sequence[str]) -> float:
+    """Mean of 1 - cosine to the outputs that prompts had before."""
+    return 1 - _agreement(encoder, prompts, outputs(before, prompts))
 
 
 @torch.no_grad()
@@ -125,7 +137,7 @@ def outputs(encoder: TextEncoder, prompts: Sequence[str], rows: int = 128) -> Te
     return normalize(torch.cat(found), dim=-1)
 
 
-def save(encoder: TextEncoder, like: Path, out: Path) -> None:
+def save(encoder: TextEncoder, like: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write an encoder whose weights were changed in place, with the tokenizer of `like`."""
     out.mkdir(parents=True, exist_ok=True)
     whole = getattr(
@@ -136,7 +148,7 @@ def save(encoder: TextEncoder, like: Path, out: Path) -> None:
     inner.load_state_dict(encoder.model.state_dict())
     if encoder.projection is not None:
         model.text_projection.load_state_dict(encoder.projection.state_dict())
-    model.save_pretrained(out)
+    model.to(dtype).save_pretrained(out)
     if like != out:
         for file in like.glob("*token*"):
             shutil.copy(file, out / file.name)

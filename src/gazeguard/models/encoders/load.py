@@ -13,7 +13,7 @@ from gazeguard.errors import ModelError
 from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.kinds import KINDS, SUPPORTED, Kind, class_of
-from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
+from gazeguard.models.files import first_line, pinned, resolve, tensor_names, weight_files
 from gazeguard.models.weights import load_weights
 
 _TOKENIZER_FILES = (
@@ -38,8 +38,9 @@ def load_encoder(
     Only safetensors weights are read. Weights that are NaN load; `TextEncoder.check_finite` tells.
 
     Args:
-        model: hub id or folder: a whole image-text model, its text model alone, a diffusers
-            pipeline (its `text_encoder` is taken), that folder itself, or an open_clip model.
+        model: hub id (or `ID@REVISION`) or folder: a whole image-text model, its text model
+            alone, a diffusers pipeline (its `text_encoder` is taken), that folder itself, or an
+            open_clip model.
         revision: branch, tag or commit of a hub id.
         dtype: a floating-point type or its name.
         device: where to.
@@ -83,7 +84,7 @@ def encoder_folder(model: str | Path, revision: str | None = None) -> Path:
     if not (inner / "config.json").is_file():
         raise ModelError(f"the pipeline {model} has no text_encoder folder: give the encoder.")
     if not any(inner.glob("*.safetensors")) and not Path(model).expanduser().is_dir():
-        _fetch_encoder(str(model), revision)
+        _fetch_encoder(*pinned(str(model), revision))
     return inner
 
 

@@ -96,6 +96,7 @@ def _details(model: ScannedModel) -> dict[str, Any]:
         "threshold": None if verdict is None else verdict.threshold,
         "source": "" if verdict is None else verdict.threshold_source,
         "pictures": pictures(model.figures),
+        "images": model.figures.get("images", []),
         "sights": sights(model.figures),
         "positive": next((c.value for c in model.checks if c.name == "curvature"), None),
         "files": dict(model.files),
