@@ -35,10 +35,10 @@ def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
             assert figure["value"]["median"] > 0
     for part in ("small llava, never calm", "real triggers"):
         assert result["raw"][part]["passes"] > 1, "a flagged prompt is read again"
-    text = page([RUN], None, [], result)
+    text = page([RUN], single={"guard_cost": result})
     assert all(f"| {f['name']} | {f['text']} |" in text for f in result["figures"])
     assert "`python -m gazeguard.bench.guard_cost`" in text
-    assert "What the guard costs" not in page([RUN], None, [])
+    assert "What the guard costs" not in page([RUN])
 
 
 def test_a_step_is_counted_from_the_first_token() -> None:

@@ -55,7 +55,7 @@ def test_a_failed_attack_is_counted_apart():
     failed = copy.deepcopy(RUN)
     failed["attack"]["asr"] = 0.5
     failed["rules"]["robust"]["f1"] = 0.0
-    text = page([RUN, failed], None, [])
+    text = page([RUN, failed])
     row = next(line for line in text.splitlines() if line.startswith("| captions | 10%"))
     cells_ = [c.strip() for c in row.strip("|").split("|")]
     assert cells_[3:6] == ["1", "0.970", "0.980"]
@@ -93,7 +93,7 @@ def guarded(seed, asr_after, taken=True):
 
 
 def test_the_guards_means_leave_failed_attacks_out():
-    text = page([RUN], None, [guarded(0, 0.0), guarded(1, 0.02), guarded(2, 0.9, taken=False)])
+    text = page([RUN], [guarded(0, 0.0), guarded(1, 0.02), guarded(2, 0.9, taken=False)])
     line = next(x for x in text.splitlines() if x.startswith("| captions | wanet | projector | 2"))
     cells_ = [c.strip() for c in line.strip("|").split("|")]
     assert cells_[10].startswith("0.010 ")
@@ -117,7 +117,7 @@ def test_the_servers_figures_and_its_target():
     load = {"clients": 32, "seconds": 60.0, "seed": 0, "distinct_requests": 9}
     load |= {"expected_flagged": 4}
     load |= {"batched": part, "single": {**part, "max_batch": 1}, "throughput_ratio": 1.9}
-    text = page([RUN], None, [], server=load)
+    text = page([RUN], single={"serve": load})
     assert "| 8 | 90 | 1.5 | 2.00 s, 4.00 s | 0 | 7 | 600 and 601 MiB |" in text
     assert "1.90 times the throughput (target >= 2, missed)" in text
 
@@ -198,7 +198,7 @@ def line(text, start):
 
 
 def test_the_scans_of_a_zoo():
-    text = page([RUN], None, [], scans=[scanned()])
+    text = page([RUN], scans=[scanned()])
     assert line(text, "| chosen |")[1:6] == ["ratio", "1", "all", "32", "0.875 [0.750, 1.000]"]
     assert line(text, "| shipped |")[-1] == "0.625"
     sweep = text.split("best of the sweep")[1].split("###")[0]
@@ -222,7 +222,7 @@ def test_the_scans_of_a_zoo():
 
 
 def test_zoos_are_counted_together():
-    text = page([RUN], None, [], scans=[scanned(), {**scanned(), "zoo": "other"}])
+    text = page([RUN], scans=[scanned(), {**scanned(), "zoo": "other"}])
     held = line(text, "| held-out | paper |")
     assert held[2:6] == ["4", "2", "1.000 [1.000, 1.000]", "1.000 [1.000, 1.000]"]
     assert held[6].startswith("1.000 [0.34"), "two of two flagged: Wilson knows how few they are"
@@ -230,11 +230,26 @@ def test_zoos_are_counted_together():
     # Of 2 x 3 pairs in each zoo the backdoored one stands above in 3 + 1.
     assert every[2:4] == ["6", "4"]
     assert every[4].startswith("0.667")
-    assert "together" not in page([RUN], None, [], scans=[scanned()])
+    assert "together" not in page([RUN], scans=[scanned()])
 
 
 def test_a_zoo_without_adaptive_or_failed_attacks_has_no_such_part():
-    text = page([RUN], None, [], scans=[{**scanned(), "adaptive": [], "failed_attacks": []}])
+    text = page([RUN], scans=[{**scanned(), "adaptive": [], "failed_attacks": []}])
     assert "every held-out model" in text
     assert "### Zoo `zoo`: adaptive" not in text
     assert "### Zoo `zoo`: attacks that failed" not in text
+
+
+def test_references_that_the_tool_makes():
+    recipe = asdict(Recipe(trigger="blended", rate=0.2, seed=7, split="held-out"))
+    kept = {"value": 0.5, "low": 0.25, "high": 0.75}
+    model = {"model": "m", "truth": "backdoored", "recipe": recipe, "score": 2.5, "p_value": 0.05}
+    model |= {"references": [1.0, 0.5, 1.5], "outcome": "flagged"}
+    run = {"steps": 200, "recall": kept, "false_alarms": kept, "auroc": 0.75}
+    run |= {"benign": 5, "backdoored": 6, "models": [model]}
+    about = {"zoo": "llava", "rank": 16, "alpha": 0.05, "seed": 1, "n_samples": 64, "tuned_on": 512}
+    text = page([RUN], single={"made_references": {**about, "runs": [run]}})
+    cells_ = ["200", "5", "6", "0.750", *["0.500 [0.250, 0.750]"] * 2]
+    assert line(text, "| 200 |") == cells_
+    assert "| 2.50 | 0.50 to 1.50 | 0.050 | flagged |" in text
+    assert "19 references for an alpha of 0.05" in text

@@ -7,8 +7,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
+from gazeguard.bench.entropy_measures import auroc
 from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, hides, scored
 from gazeguard.calibrate import needed_samples
 from gazeguard.errors import UsageError
@@ -107,8 +112,6 @@ def zoo() -> Zoo:
 
 
 def _with_all_q(one):  # the benchmark asks for the indices that are always probed
-    import numpy as np
-
     from gazeguard.methods.entropyscan.settings import PROBED_Q
 
     places = [0, 0, 1, 1]
@@ -118,6 +121,14 @@ def _with_all_q(one):  # the benchmark asks for the indices that are always prob
         entropy=np.ascontiguousarray(one.entropy[..., places]),
         head_entropy=np.ascontiguousarray(one.head_entropy[..., places]),
     )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=30))
+def test_auroc_is_that_of_scikit_learn(models: list[tuple[bool, int]]):
+    truth = np.array([bad for bad, _ in models])
+    score = np.array([float(number) for _, number in models])
+    assume(0 < truth.sum() < len(truth))
+    assert auroc(truth, score) == pytest.approx(roc_auc_score(truth, score))
 
 
 def test_no_model_is_its_own_reference(zoo: Zoo):
@@ -162,7 +173,7 @@ def test_an_adaptive_attacker_is_judged_as_any_suspect(zoo: Zoo, monkeypatch):
     entries = dict(zoo.entries)
     sights = dict(zoo.sights)
     for name, planted in (("loud", 1.0), ("shy", 0.0)):
-        sights[name] = _with_all_q(sight(900, planted=planted))
+        sights[name] = _with_all_q(sight(901, planted=planted))
         entries[name] = {**zoo.entries["m19"], "recipe": {"hide": "entropy"}, "model": name}
         entries[name] |= {"asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
     found = evaluate(Zoo(zoo.base, sights, zoo.moved, entries), 0.1)

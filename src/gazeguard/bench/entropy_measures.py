@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
 RESAMPLES = 500
 Array = NDArray[np.float64]
@@ -65,7 +64,7 @@ def measures(zoos: Sequence[tuple[Bools, Scored]], alpha: float) -> dict[str, An
 
     def area(rows: Rows, alone: bool) -> float:
         each = [
-            roc_auc_score(truth[mine], (found.base_only if alone else found.score)[mine])
+            auroc(truth[mine], (found.base_only if alone else found.score)[mine])
             for (truth, found), mine in zip(zoos, rows, strict=True)
         ]
         return float(np.mean(each))
@@ -114,6 +113,16 @@ def together(results: Sequence[dict[str, Any]], variant: str, split: str | None)
         truth = np.array([model["truth"] == "backdoored" for model in models])
         zoos.append((truth, Scored(score, p, alone)))
     return measures(zoos, max(result["alpha"] for result in results))
+
+
+def auroc(truth: Bools, score: Array) -> float:
+    """Share of pairs of a backdoored and a benign model that stand in the right order.
+
+    scikit-learn's takes a millisecond, which thousands of resamples do not have.
+    """
+    good, bad = np.sort(score[~truth]), score[truth]
+    below = np.searchsorted(good, bad, "left") + np.searchsorted(good, bad, "right")
+    return float(below.mean() / (2 * len(good)))
 
 
 def share(happened: Bools) -> dict[str, float]:

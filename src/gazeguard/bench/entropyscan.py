@@ -22,10 +22,9 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from gazeguard.assets import BASE
-from gazeguard.bench.entropy_measures import Scored, measures
+from gazeguard.bench.entropy_measures import Scored, auroc, measures
 from gazeguard.calibrate import p_values, supported_alpha
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
@@ -200,7 +199,7 @@ def sweep(zoo: Zoo, names: Sequence[str]) -> list[dict[str, Any]]:
     for variant in variants():
         found = scored(zoo, variant, names).score
         if np.isfinite(found).all():
-            area = float(roc_auc_score(truth, found))
+            area = auroc(truth, found)
             rows.append(
                 {**asdict(variant), "design_auroc": area, "design_gap": apart(truth, found)}
             )

@@ -16,10 +16,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from gazeguard.assets import BASE
-from gazeguard.bench.entropy_measures import share
+from gazeguard.bench.entropy_measures import auroc, share
 from gazeguard.bench.entropyscan import SEED, benign_rows, hides
 from gazeguard.calibrate import needed_samples
 from gazeguard.files import write_bytes
@@ -85,12 +84,12 @@ def verdicts(
     bad = np.array([model["truth"] == "backdoored" for model in models])
     said = np.array([model["outcome"] == Outcome.FLAGGED for model in models])
     # A suspect's score depends on its own references, so it is the rank that compares.
-    rank = [1 - model["p_value"] + 1e-6 * model["score"] for model in models]
+    rank = np.array([1 - model["p_value"] for model in models])
     return {
         "steps": steps,
         "recall": share(said[bad]),
         "false_alarms": share(said[~bad]),
-        "auroc": float(roc_auc_score(bad, rank)),
+        "auroc": auroc(bad, rank),
         "benign": int((~bad).sum()),
         "backdoored": int(bad.sum()),
         "models": models,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gazeguard.bench.entropy_tables import entropy_tables
+from gazeguard.bench.amdet_tables import amdet_tables
+from gazeguard.bench.entropy_tables import entropy_tables, made_table
 from gazeguard.bench.guard_tables import guard_tables
 from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
 from gazeguard.lab.poison import TARGET
@@ -42,35 +43,38 @@ def read(folder: Path) -> list[Result]:
     return [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))]
 
 
-def _stored(path: Path) -> Result | None:
-    """A result that may not be there yet."""
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
-
-
 def page(
-    results: list[Result],
-    speed: Result | None,
-    guard: list[Result],
-    cost: Result | None = None,
+    bye: Sequence[Result],
+    guard: Sequence[Result] = (),
     scans: Sequence[Result] = (),
-    server: Result | None = None,
+    encoders: Sequence[Result] = (),
+    single: Mapping[str, Result] | None = None,
 ) -> str:
-    """The document: BYE's cells, the guard's cells, its cost and server, scans of zoos, speed."""
+    """The document.
+
+    Args:
+        bye: results of its cells.
+        guard: results of its cells.
+        scans: of zoos, by EntropyScan.
+        encoders: of zoos, by AMDET.
+        single: what one file holds, by its name: one of `SINGLE`. What is not there is left out.
+    """
+    single = single or {}
+    results = list(bye)
     poisoned = [r for r in results if r["cell"]["trigger"] not in ("none", "resize-only")]
     parts = [HEAD, "## BYE on poisoned sets: are the rows found?\n", _detection(poisoned)]
     parts += ["## After cleaning: fine-tune again on the kept rows\n", _refit(poisoned)]
     parts += ["## BYE on clean sets and the control: is anything lost?\n", _clean(results)]
     parts += ["## BYE, every run\n", _runs(results)]
     if guard:
-        parts += [guard_tables(guard)]
-    if cost is not None:
-        parts += [COST_HEAD, _figures(cost, "guard_cost")]
-    if server is not None:
-        parts += [_server(server)]
+        parts.append(guard_tables(list(guard)))
+    parts += [SINGLE[name](single[name]) for name in ("guard_cost", "serve") if name in single]
     if scans:
-        parts += [entropy_tables(scans)]
-    if speed is not None:
-        parts += ["## Speed and memory\n", _figures(speed, "speed")]
+        parts.append(entropy_tables(scans))
+    parts += [SINGLE[n](single[n]) for n in ("made_references", "scan_cost") if n in single]
+    if encoders:
+        parts.append(amdet_tables(encoders))
+    parts += [SINGLE[name](single[name]) for name in ("amdet_speed", "speed") if name in single]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -221,12 +225,28 @@ def _what(result: Result) -> tuple[str, float, str]:
     return name, cell["rate"], cell["recipe"]
 
 
+SINGLE: dict[str, Callable[[Result], str]] = {
+    "guard_cost": lambda found: f"{COST_HEAD}\n{_figures(found, 'guard_cost')}",
+    "serve": _server,
+    "made_references": made_table,
+    "scan_cost": lambda found: f"### What a scan costs\n\n{_figures(found, 'scan_cost')}",
+    "amdet_speed": lambda found: (
+        f"## What a scan of a text encoder costs\n\n{_figures(found, 'amdet_speed')}"
+    ),
+    "speed": lambda found: f"## Speed and memory\n\n{_figures(found, 'speed')}",
+}
+
+
 def main(results: Path, out: Path) -> None:
     """Write the page."""
-    names = ("speed", "guard_cost", "serve")
-    speed, cost, server = (_stored(results / f"{name}.json") for name in names)
-    bye, guard, scans = (read(results / name) for name in ("bye", "guard", "entropyscan"))
-    made = page(bye, speed, guard, cost, scans, server)
+    bye, guard, scans, encoders = (
+        read(results / name) for name in ("bye", "guard", "entropyscan", "amdet")
+    )
+    files = {name: results / f"{name}.json" for name in SINGLE}
+    single = {
+        name: json.loads(path.read_text("utf-8")) for name, path in files.items() if path.exists()
+    }
+    made = page(bye, guard, scans, encoders, single)
     out.write_text(made, encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ class Settings:
         samples: at most so many are looked at.
     """
 
-    statistic: str = "profile"
+    statistic: str = "head-entropy"
     q: float = 1.0
     layers: Layers = "all"
     share: float = 0.5
