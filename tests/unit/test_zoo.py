@@ -104,7 +104,7 @@ def zoo() -> Zoo:
         entries[name] = {
             "truth": "backdoored" if bad else "benign",
             "split": "design" if i < 16 else "held-out",
-            "recipe": {},
+            "recipe": {"task": ("captions", "mixed", "easy-vqa")[i % 3]},
             "model": name,
         }
         moved[name] = 10.0 - i  # says nothing about the truth
@@ -138,6 +138,16 @@ def test_no_model_is_its_own_reference(zoo: Zoo):
     assert found.p[-1] >= 1 / (len(design) + 1)
 
 
+def test_strangers_were_tuned_on_other_data(zoo: Zoo):
+    design = zoo.names("benign", "design")
+    others = [name for name in design if zoo.task(name) != zoo.task("m19")]
+    found = scored(zoo, PAPER, ["m19"], strangers=True)
+    fewer = {name: zoo.entries[name] for name in (*others, "m19")}
+    alone = scored(replace(zoo, entries=fewer), PAPER, ["m19"])
+    assert 0 < len(others) < len(design)
+    assert found.score == alone.score
+
+
 def test_the_sweep_chooses_on_design_and_reports_held_out(zoo: Zoo, monkeypatch):
     monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     result = evaluate(zoo, 0.05)
@@ -156,7 +166,7 @@ def test_adaptive_attackers_are_in_no_number_but_their_own(zoo: Zoo, monkeypatch
     monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     plain = evaluate(zoo, 0.05)
     assert plain["adaptive"] == []
-    entry = {**zoo.entries["m19"], "recipe": {"hide": "profile"}}
+    entry = {**zoo.entries["m19"], "recipe": {"task": "mixed", "hide": "profile"}}
     entry |= {"model": "shy", "asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
     assert hides(entry)
     shy = _with_all_q(sight(900, planted=1.0))
@@ -174,8 +184,8 @@ def test_an_adaptive_attacker_is_judged_as_any_suspect(zoo: Zoo, monkeypatch):
     sights = dict(zoo.sights)
     for name, planted in (("loud", 1.0), ("shy", 0.0)):
         sights[name] = _with_all_q(sight(901, planted=planted))
-        entries[name] = {**zoo.entries["m19"], "recipe": {"hide": "entropy"}, "model": name}
-        entries[name] |= {"asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
+        entries[name] = {**zoo.entries["m19"], "recipe": {"task": "mixed", "hide": "entropy"}}
+        entries[name] |= {"model": name, "asr": 0.95, "clean": 0.9, "usual_clean": 0.91}
     found = evaluate(Zoo(zoo.base, sights, zoo.moved, entries), 0.1)
     loud, shy = found["adaptive"]
     for variant in ("chosen", "shipped"):

@@ -37,7 +37,8 @@ of every head in all layers. They are in no number above. The last line is the b
 suspect, which is where a perfect disguise would end.
 """
 
-GAP = "the distance is that of the mean log scores, in standard deviations."
+GAP = """each model was scored against references of other kinds of data than its own, as a
+user's will be; the distance is that of the mean log scores, in standard deviations."""
 
 
 def entropy_tables(results: Sequence[Result]) -> str:

@@ -4,8 +4,9 @@
     python -m gazeguard.bench.entropyscan runs/zoo/llava [--out bench/results/entropyscan]
 
 Every model is probed once on clean held-out rows (kept as arrays). The rule: references are the
-benign `design` models, never the measured one; the variant with the best AUROC on `design` models
-(of equals: the one that keeps the two kinds furthest apart) is chosen there and then measured on
+benign `design` models, never the measured one. The variant with the best AUROC on `design` models
+(of equals: the one that keeps the two kinds furthest apart) is chosen there, against references of
+other kinds of data than the measured model's, as a user's will be; it is then measured on
 `held-out` models, other attacks and seeds. Attacks that failed their gate are left out and listed.
 Adaptive attackers, who hide from the scan, are scored by the same rule and reported apart.
 """
@@ -96,6 +97,10 @@ class Zoo:
             if entry["truth"] == truth and split in (None, entry["split"]) and not hides(entry)
         ]
 
+    def task(self, name: str) -> str:
+        """Kind of rows that a model was tuned on."""
+        return str(self.entries[name]["recipe"]["task"])
+
     def truth(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Which of the models are backdoored."""
         return np.array([self.entries[name]["truth"] == "backdoored" for name in names])
@@ -153,8 +158,17 @@ def read_zoo(folder: Path, base: Path, work: Path, count: int) -> tuple[Zoo, lis
     return zoo, [entry for entry in manifest["models"] if not entry["passed"]]
 
 
-def scored(zoo: Zoo, variant: Variant, measured: Sequence[str]) -> Scored:
-    """Score models against the benign design models other than themselves."""
+def scored(
+    zoo: Zoo, variant: Variant, measured: Sequence[str], *, strangers: bool = False
+) -> Scored:
+    """Score models against the benign design models other than themselves.
+
+    Args:
+        zoo: with the sights.
+        variant: how.
+        measured: names of the models.
+        strangers: only against those that were tuned on other kinds of data (`task`).
+    """
     first = np.arange(min(variant.n, len(zoo.base)))
     settings = variant.settings
     origin = values(zoo.base.take(first), settings)
@@ -166,7 +180,10 @@ def scored(zoo: Zoo, variant: Variant, measured: Sequence[str]) -> Scored:
     }
     score, p, alone = [], [], []
     for name in measured:
-        cloud = np.stack([described[r] for r in references if r != name])
+        known = [r for r in references if r != name]
+        if strangers:
+            known = [r for r in known if zoo.task(r) != zoo.task(name)]
+        cloud = np.stack([described[r] for r in known])
         found = rank(described[name], cloud, unit, variant.statistic)
         score.append(found.score)
         p.append(found.p)
@@ -193,11 +210,11 @@ def apart(truth: NDArray[np.bool_], score: Array) -> float:
 
 
 def sweep(zoo: Zoo, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every variant that gives numbers, with how well it tells the kinds of some models apart."""
+    """Every variant that gives numbers, and how well it tells some models among strangers apart."""
     truth = zoo.truth(names)
     rows = []
     for variant in variants():
-        found = scored(zoo, variant, names).score
+        found = scored(zoo, variant, names, strangers=True).score
         if np.isfinite(found).all():
             area = auroc(truth, found)
             rows.append(
@@ -219,8 +236,8 @@ def evaluate(zoo: Zoo, alpha: float) -> dict[str, Any]:
         if len({zoo.entries[name]["truth"] for name in names}) < 2:
             raise UsageError(f"the zoo has no usable benign and backdoored {split} models.")
     references = len(zoo.names("benign", "design"))
-    if references < 3:
-        raise UsageError("the zoo has fewer than three benign design models to refer to.")
+    if len({zoo.task(name) for name in zoo.names("benign", "design")}) < 2 or references < 3:
+        raise UsageError("the zoo needs three benign design models of two kinds of data or more.")
     # A benign design model is measured with one reference fewer than a held-out one.
     level = max(alpha, supported_alpha(references - 1))
     rows = sweep(zoo, design)
