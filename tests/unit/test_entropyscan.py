@@ -52,6 +52,15 @@ def test_every_statistic_finds_a_planted_path(name: str):
     assert found.score > found.references.max()
     assert verdict.suspicion == pytest.approx(0.95)
     assert "0 of 19" in verdict.reason
+    assert found.moved[0][0].startswith("layer 2")
+    assert len(found.moved) == (5 if STATISTICS[name].per_head else 4)
+
+
+def test_the_head_that_moved_is_named():
+    verdict, found = decide(sight(100, planted=1.0), BASE, CLEAN, Settings(), 0.05)
+    assert found.moved[0][0] == "layer 2 head 1 entropy"
+    assert found.moved[0][1] < -3
+    assert any("layer 2 head 1 entropy (-" in finding.message for finding in verdict.evidence)
 
 
 def test_a_usual_fine_tune_is_clean_though_it_differs_from_the_base():

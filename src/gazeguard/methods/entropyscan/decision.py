@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,19 @@ from gazeguard.calibrate import needed_samples, p_values, supported_alpha
 from gazeguard.errors import MeasurementError
 from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, Settings
 from gazeguard.methods.entropyscan.sight import Sight, paired
-from gazeguard.methods.entropyscan.statistics import STATISTICS, describe, distance, values
+from gazeguard.methods.entropyscan.statistics import (
+    STATISTICS,
+    describe,
+    distance,
+    names,
+    standard_scores,
+    values,
+)
 from gazeguard.types import Finding, Outcome, Verdict
 
 Array = NDArray[np.float64]
+
+_SHOWN = 5  # heads that are named as those that moved most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,11 +36,13 @@ class Standing:
         references: `(n,)`, the distance of each reference from the other references *and the
             suspect*: with one rule for all n + 1 models, a benign suspect's rank is uniform.
         p: conformal p-value; NaN where the score is.
+        moved: what moved most, with its standard score among the references; most first.
     """
 
     score: float
     references: Array
     p: float
+    moved: tuple[tuple[str, float], ...] = ()
 
 
 def standing(
@@ -60,7 +71,12 @@ def standing(
         zero = np.zeros((1, len(own)))
         return Standing(distance(own, zero, unit, name), np.zeros(0), float("nan"))
     cloud = np.stack([describe(values(other, settings, q), origin, name) for other in others])
-    return rank(own, cloud, unit, name)
+    moved = standard_scores(own, cloud, unit)
+    most = np.argsort(-np.abs(np.nan_to_num(moved)))[:_SHOWN]
+    what = names(suspect, settings)
+    return replace(
+        rank(own, cloud, unit, name), moved=tuple((what[i], float(moved[i])) for i in most)
+    )
 
 
 def rank(own: Array, cloud: Array, unit: Array, statistic: str) -> Standing:
@@ -140,6 +156,13 @@ def decide(
                 f"{n} benign fine-tunes score {found.references.min():.2f} to"
                 f" {found.references.max():.2f} in the same way; p = {found.p:.3f}.",
                 {"reference_scores": found.references.tolist(), "p_value": found.p},
+            )
+        )
+        shown = ", ".join(f"{what} ({score:+.1f})" for what, score in found.moved)
+        evidence.append(
+            Finding(
+                f"Furthest from them, in spreads between them: {shown}.",
+                {"moved": [list(pair) for pair in found.moved]},
             )
         )
     threshold = 1 - alpha

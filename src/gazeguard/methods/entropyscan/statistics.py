@@ -103,6 +103,22 @@ def values(sight: Sight, settings: Settings, q: float | None = None) -> Array:
     return np.concatenate(parts, 1)
 
 
+_WORDS = {"entropy": "entropy", "head_entropy": "entropy", "mass": "mass", "ratio": "ratio"}
+
+
+def names(sight: Sight, settings: Settings) -> list[str]:
+    """What each feature of `values` is, for people: `layer 2 head 1 entropy`."""
+    statistic = STATISTICS[settings.statistic]
+    heads = range(sight.head_entropy.shape[2]) if statistic.per_head else (None,)
+    end = " over samples" if statistic.describe == "spread" else ""
+    return [
+        f"layer {layer}{'' if head is None else f' head {head}'} {_WORDS[name]}{end}"
+        for name in statistic.numbers
+        for layer in settings.chosen(sight.layers)
+        for head in heads
+    ]
+
+
 def describe(own: Array, base: Array, statistic: str) -> Array:
     """A model in `features` numbers; NaN where a feature is not defined for it.
 
@@ -119,6 +135,22 @@ def describe(own: Array, base: Array, statistic: str) -> Array:
         return np.asarray(np.nanmean(shift, axis=0), dtype=np.float64)
 
 
+def standard_scores(own: Array, others: Array, unit: Array) -> Array:
+    """Where a model stands in every feature, in spreads between the others; NaN where undefined.
+
+    Args:
+        own: `(features,)`, from `describe`.
+        others: `(models, features)`.
+        unit: as for `distance`.
+    """
+    scores = np.full(len(own), np.nan)
+    usable = _usable(own, others, unit)
+    if usable.any():
+        cloud = others[:, usable]
+        scores[usable] = (own[usable] - cloud.mean(0)) / _scale(cloud, unit[usable])
+    return scores
+
+
 def distance(own: Array, others: Array, unit: Array, statistic: str) -> float:
     """How far a model is from others.
 
@@ -132,11 +164,16 @@ def distance(own: Array, others: Array, unit: Array, statistic: str) -> float:
     Returns:
         At least 0; NaN when no feature can be used.
     """
-    usable = np.isfinite(own) & np.isfinite(others).all(0) & np.isfinite(unit)
+    usable = _usable(own, others, unit)
     if not usable.any():
         return float("nan")
     own, others, unit = own[usable], others[:, usable], unit[usable]
     return _JUDGES[STATISTICS[statistic].judge](own, others, unit)
+
+
+def _usable(own: Array, others: Array, unit: Array) -> NDArray[np.bool_]:
+    usable: NDArray[np.bool_] = np.isfinite(own) & np.isfinite(others).all(0) & np.isfinite(unit)
+    return usable
 
 
 def _z(own: Array, others: Array, unit: Array) -> float:
