@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
+INTERNVL := src/gazeguard/assets/base-internvl
+ENCODERS := clip=runs/encoders/clip siglip=runs/encoders/siglip longclip=runs/encoders/longclip
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -41,12 +43,23 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
+	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
 	$(BIN)/python -m gazeguard.bench.bye
 	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
 	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
 	$(BIN)/python -m gazeguard.bench.serve --out bench/results/serve.json
-	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo
-	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo
+	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo/llava
+	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --base $(INTERNVL) --out runs/zoo/internvl
+	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo/llava
+	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo/internvl --base $(INTERNVL)
+	$(BIN)/python -m gazeguard.bench.made_references runs/zoo/llava
+	$(BIN)/python -m gazeguard.bench.scan_cost --out bench/results/scan_cost.json
+	for kind in clip siglip longclip; do \
+		test -f runs/encoders/$$kind/lab.json || \
+		$(BIN)/gazeguard lab encoder --kind $$kind --out runs/encoders/$$kind || exit 1; done
+	$(BIN)/gazeguard lab encoder-zoo --spec bench/encoders.toml --out runs/encoders/zoo $(ENCODERS:%=--base %)
+	$(BIN)/python -m gazeguard.bench.amdet runs/encoders/zoo $(ENCODERS:%=--anchor %)
+	$(BIN)/python -m gazeguard.bench.amdet_speed --out bench/results/amdet_speed.json
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
 
