@@ -63,7 +63,13 @@ def test_lab_commands_of_the_readme_parse():
     options = set(re.findall(r"(?:lab \w+|clean).*?(--[a-z-]+)", README.replace("\\\n", " ")))
     help_text = "".join(
         CliRunner().invoke(cli, [*verb, "--help"]).output
-        for verb in (["clean"], ["lab", "poison"], ["lab", "finetune"], ["lab", "base"])
+        for verb in (
+            ["clean"],
+            ["lab", "poison"],
+            ["lab", "finetune"],
+            ["lab", "base"],
+            ["lab", "zoo"],
+        )
     )
     assert options
     for option in options:
