@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -72,6 +72,8 @@ def split(draw: st.DrawFn, count: int) -> tuple[list[int], list[int]]:
 def test_lines_are_kept_byte_by_byte(
     data: st.DataObject, rows: list[bytes], ending: bytes, mark: bool, ends: bool
 ) -> None:
+    # A row that begins with the mark is not JSON, and as the first of a file it is the file's mark.
+    assume(not any(row.lstrip().startswith(BOM) for row in rows))
     with folder() as place:
         path = place / "x.jsonl"
         path.write_bytes(BOM * mark + ending.join(rows) + ending * ends)
