@@ -1,11 +1,15 @@
-"""Writing a file so that a reader sees the old one or the whole new one, never a part."""
+"""Writing files and folders so that a reader sees the old or the whole new, never a part."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -30,3 +34,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a failed write() does not say where
         raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can hold, indented, as `write_bytes` does."""
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that bears its name only once it is complete; replaces what was there.
+
+    Left by an error, it stays as `NAME.part` until the next try removes it.
+    """
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gazeguard.bench.amdet import evaluate, recovered
-from gazeguard.bench.amdet_scans import read_manifest, see_all
+from gazeguard.bench.amdet_scans import read_entries, see_all
 from gazeguard.errors import UsageError
 from gazeguard.lab.text import zoo as zoos
 from gazeguard.lab.text.teacher import bag_of_words
@@ -115,7 +115,7 @@ def test_other_bases_are_refused(root: Path, tmp_path: Path):
 def test_from_the_zoo_to_the_numbers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 10)
     anchors = {"clip": root / "base"}
-    entries = read_manifest(root / "zoo", anchors)
+    entries = read_entries(root / "zoo", anchors)
     lines: list[str] = []
     seen = see_all(root / "zoo", entries, anchors, SETTINGS, tmp_path, lines.append)
     assert len(lines) == 4

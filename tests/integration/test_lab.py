@@ -20,7 +20,8 @@ from gazeguard.data.read import open_dataset
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import tiny
 from gazeguard.lab.architectures import ARCHITECTURES
-from gazeguard.lab.base import BaseRecipe, train_base
+from gazeguard.lab.base import train_base
+from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.lab.finetune import (
     TuneRecipe,
     finetune,

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from gazeguard.errors import UsageError
 from gazeguard.lab.architectures import ARCHITECTURES, architecture_of
-from gazeguard.lab.base import BaseRecipe
+from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.lab.disguise import DISGUISES, Disguise
 from gazeguard.lab.finetune import Student, TuneRecipe
 from gazeguard.lab.poison import make_set, samples

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gazeguard.bench.amdet import evaluate, judged, yard_of
-from gazeguard.bench.amdet_scans import Seen, read_manifest
+from gazeguard.bench.amdet_scans import Seen, read_entries
 from gazeguard.bench.amdet_tables import amdet_tables
 from gazeguard.bench.tables import page
 from gazeguard.errors import UsageError
@@ -94,13 +94,13 @@ def test_a_zoo_is_scanned_with_its_own_bases_only(tmp_path: Path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"no manifest\.json"):
-        read_manifest(tmp_path, {})
+        read_entries(tmp_path, {})
     made = {"models": [entry("a", "none", "design")], "bases": {"clip": "0" * 64}}
     (tmp_path / "manifest.json").write_text(json.dumps(made))
     with pytest.raises(UsageError, match="give --anchor clip"):
-        read_manifest(tmp_path, {})
+        read_entries(tmp_path, {})
     with pytest.raises(UsageError, match="is not the clip encoder"):
-        read_manifest(tmp_path, {"clip": tmp_path / "base"})
+        read_entries(tmp_path, {"clip": tmp_path / "base"})
 
 
 def entry(name: str, attack: str, split: str, kind: str = "clip", **more: Any) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gazeguard.data.thumbnails import THUMBNAIL_BYTES, gallery_url, thumbnail_url
+from gazeguard.report.heat import heat_bytes
 from gazeguard.report.histogram import histogram
 from gazeguard.report.html import MAX_ROWS, render_html, write_html
-from gazeguard.report.images import THUMBNAIL_BYTES, gallery_url, heat_bytes, thumbnail_url
 from gazeguard.report.model import Picture
 from gazeguard.report.page import skipped_groups
 from gazeguard.report.words import plain, reason_kind, share

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gazeguard.errors import UsageError
-from gazeguard.report.json import jsonable, write_json
+from gazeguard.jsonable import jsonable
+from gazeguard.report.json import write_json
 from gazeguard.report.model import headline
 from gazeguard.types import Outcome
 from tests.unit.report_fixture import make_report

@@ -10,7 +10,7 @@ from gazeguard.errors import ModelError
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures import ARCHITECTURES, architecture_of
 from gazeguard.lab.architectures.protocol import GRID, channels, project
-from gazeguard.lab.base import BaseRecipe
+from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.lab.teach import IGNORE, Lesson, answer_logits, encode_lessons
 from gazeguard.lab.tower import normalise
 from gazeguard.lab.vocabulary import any_text, make_tokenizer

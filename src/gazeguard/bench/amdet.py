@@ -20,7 +20,6 @@ are left out and listed; adaptive attackers are reported apart.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,13 @@ import click
 import numpy as np
 import torch
 
-from gazeguard.bench.amdet_scans import Entry, Seen, read_manifest, see_all
+from gazeguard.bench.amdet_scans import Entry, Seen, read_entries, see_all
 from gazeguard.bench.entropy_measures import Scored, measures, share
 from gazeguard.bench.speed.instruments import machine
 from gazeguard.calibrate import p_values, supported_alpha
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
+from gazeguard.files import write_json
 from gazeguard.lab.text.attack import JUDGE_SEED, target_of
 from gazeguard.lab.text.teacher import Teacher, minilm
 from gazeguard.lab.text.train import outputs
@@ -295,7 +294,7 @@ def main(
     make = Settings if rule == "robust" else Settings.published
     settings = make(prompts=prompts or Settings().prompts, steps=steps)
     clean = read_bases(anchors)
-    entries = read_manifest(zoo, clean)
+    entries = read_entries(zoo, clean)
     usable = [entry for entry in entries if entry["passed"]]
     seen = see_all(zoo, usable, clean, settings, work, click.echo)
     result = evaluate(usable, seen, alpha)
@@ -315,7 +314,7 @@ def main(
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{result['zoo']}.json"
-    write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(path, result)
     for name, got in result["overall"].items():
         click.echo(
             f"{name}: AUROC {got['auroc']['value']:.3f}, F1 {got['f1']['value']:.3f}, recall"

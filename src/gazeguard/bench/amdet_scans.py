@@ -14,6 +14,7 @@ import numpy as np
 from gazeguard.data.prompts import built_in
 from gazeguard.errors import MeasurementError, UsageError
 from gazeguard.files import write_bytes
+from gazeguard.lab.recipes import read_manifest
 from gazeguard.methods.amdet import Settings, scan_encoder
 from gazeguard.methods.amdet.evidence import Named
 from gazeguard.methods.amdet.heldout import HeldOut
@@ -65,18 +66,13 @@ class Seen:
         return cls(held, content["positive"], tokens, content["seconds"])
 
 
-def read_manifest(zoo: Path, anchors: Mapping[str, Path]) -> list[Entry]:
+def read_entries(zoo: Path, anchors: Mapping[str, Path]) -> list[Entry]:
     """The entries of a zoo, once it is clear that the anchors are the bases it was made from.
 
     Raises:
         UsageError: no manifest, or an anchor is missing or another encoder.
     """
-    try:
-        manifest = json.loads((zoo / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{zoo} has no manifest.json: make the zoo with `gazeguard lab encoder-zoo`."
-        ) from error
+    manifest = read_manifest(zoo, "encoder-zoo")
     models: list[Entry] = manifest["models"]
     for kind in sorted({entry["recipe"]["kind"] for entry in models}):
         if kind not in anchors:

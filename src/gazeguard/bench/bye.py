@@ -24,7 +24,7 @@ import torch
 from gazeguard.assets import BASE
 from gazeguard.bench.metrics import detection
 from gazeguard.cleaning import clean
-from gazeguard.files import write_bytes
+from gazeguard.files import write_bytes, write_json
 from gazeguard.lab.finetune import (
     RECIPES,
     Scores,
@@ -152,7 +152,7 @@ class Workbench:
                 again = load_tuned(self.base, reference) if same else self._tune(kept, cell)
                 result["refit"] = asdict(self._judge(again, cell))
         result["seconds"] = round(time.perf_counter() - started, 1)
-        write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result)
         return result
 
     def _tune(self, rows: list[Row], cell: Cell) -> Student:

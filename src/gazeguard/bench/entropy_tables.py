@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gazeguard.bench.entropy_measures import together
-from gazeguard.bench.markdown import Result, head, row
+from gazeguard.bench.markdown import Result, head, interval, row
 from gazeguard.calibrate import needed_samples
 from gazeguard.lab.disguise import NOTHING
 
@@ -66,7 +66,7 @@ def made_table(result: Result) -> str:
     lines = head("steps at most | benign | backdoored | AUROC of the ranks | recall | false alarms")
     for run in result["runs"]:
         cells = [str(run["steps"]), str(run["benign"]), str(run["backdoored"])]
-        cells += [f"{run['auroc']:.3f}", _interval(run["recall"]), _interval(run["false_alarms"])]
+        cells += [f"{run['auroc']:.3f}", interval(run["recall"]), interval(run["false_alarms"])]
         lines.append(row(cells))
     parts = ["\n".join(lines) + "\n"]
     for run in result["runs"]:
@@ -128,8 +128,8 @@ _MEASURES = "AUROC | F1 | recall | false alarms | base only: AUROC | base only: 
 
 
 def _measured(got: Result) -> list[str]:
-    cells = [_interval(got[key]) for key in ("auroc", "f1", "recall", "false_alarms")]
-    return [*cells, _interval(got["base_only"]["auroc"]), f"{got['base_only']['best_f1']:.3f}"]
+    cells = [interval(got[key]) for key in ("auroc", "f1", "recall", "false_alarms")]
+    return [*cells, interval(got["base_only"]["auroc"]), f"{got['base_only']['best_f1']:.3f}"]
 
 
 def _sweep(sweep: list[Result]) -> str:
@@ -147,7 +147,7 @@ def _samples(samples: list[Result]) -> str:
     lines = head(" | ".join(["samples", *names]))
     for n in dict.fromkeys(found["n"] for found in samples):
         mine = {found["variant"]: found["auroc"] for found in samples if found["n"] == n}
-        lines.append(row([str(n), *(_interval(mine[name]) for name in names)]))
+        lines.append(row([str(n), *(interval(mine[name]) for name in names)]))
     return "\n".join(lines) + "\n"
 
 
@@ -203,7 +203,3 @@ def _said(found: dict[str, Any]) -> str:
         return "not measurable"
     flag = "yes" if found["flagged"] else "no"
     return f"{found['score']:.2f} / {found['p_value']:.3f} / {flag}"
-
-
-def _interval(found: dict[str, float]) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -28,10 +28,10 @@ from gazeguard.assets import BASE
 from gazeguard.bench.entropy_measures import Scored, auroc, measures
 from gazeguard.calibrate import p_values, supported_alpha
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
+from gazeguard.files import write_bytes, write_json
 from gazeguard.lab.disguise import NOTHING
 from gazeguard.lab.poison import Row, make_rows, samples
-from gazeguard.lab.recipes import SPLITS
+from gazeguard.lab.recipes import SPLITS, read_manifest
 from gazeguard.methods.entropyscan import STATISTICS, Settings, Sight
 from gazeguard.methods.entropyscan.decision import rank
 from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, PROBED_Q
@@ -131,12 +131,7 @@ def read_zoo(folder: Path, base: Path, work: Path, count: int) -> tuple[Zoo, lis
     Raises:
         UsageError: there is no manifest.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{folder} has no manifest.json: make the zoo with `gazeguard lab zoo`."
-        ) from error
+    manifest = read_manifest(folder, "zoo")
     shown = [replace(s, sample_id=f"s{i}") for i, s in enumerate(samples(benign_rows(count)))]
     work.mkdir(parents=True, exist_ok=True)
 
@@ -338,7 +333,7 @@ def main(
         {"recipe": e["recipe"], "asr": e["asr"], "clean": e["clean"]} for e in failed
     ]
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / f"{zoo.name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(out / f"{zoo.name}.json", result)
     for name, row in result["variants"].items():
         got, v = row["held-out"], row["variant"]
         what = f" ({v['statistic']}, q {v['q']:g}, {v['layers']})" if v else ""

@@ -30,7 +30,7 @@ from gazeguard.assets import BASE
 from gazeguard.bench.bye import ATTACKS as PATCHES
 from gazeguard.bench.bye import HELD_OUT, ROWS, TASKS, Cell
 from gazeguard.bench.bye import Workbench as Attacks
-from gazeguard.files import write_bytes
+from gazeguard.files import write_json
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.calibration import changed_ratios
 from gazeguard.guarding.guard import Guard
@@ -195,7 +195,7 @@ class Workbench:
         }
         result["ceiling"] = self._ceiling(plain, clean, bad)
         result["seconds"] = round(time.perf_counter() - started, 1)
-        write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result)
         return result
 
     def _adapter(self, cell: Cell) -> Path:

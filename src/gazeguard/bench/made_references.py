@@ -9,7 +9,6 @@ references where their weights moved alike.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from gazeguard.assets import BASE
 from gazeguard.bench.entropy_measures import auroc, share
 from gazeguard.bench.entropyscan import SEED, benign_rows, hides
 from gazeguard.calibrate import needed_samples
-from gazeguard.files import write_bytes
+from gazeguard.files import write_json
 from gazeguard.lab.poison import write_set
+from gazeguard.lab.recipes import read_manifest
 from gazeguard.methods.entropyscan import Settings
 from gazeguard.scanning import scan
 from gazeguard.scanning.options import VisionOptions
@@ -34,7 +34,7 @@ _FOLDER = click.Path(path_type=Path)
 
 def suspects(zoo: Path, rank: int) -> list[dict[str, Any]]:
     """Entries of the models that are scanned."""
-    models = json.loads((zoo / "manifest.json").read_text("utf-8"))["models"]
+    models = read_manifest(zoo, "zoo")["models"]
     return [
         entry
         for entry in models
@@ -123,7 +123,7 @@ def main(
     runs = [verdicts(zoo, entries, base, data, count, alpha, work) for count in steps]
     about = {"zoo": zoo.name, "rank": rank, "alpha": alpha, "seed": SEED}
     about |= {"n_samples": settings.samples, "settings": settings.as_dict(), "tuned_on": TUNED_ON}
-    write_bytes(out, (json.dumps({**about, "runs": runs}, indent=1) + "\n").encode())
+    write_json(out, {**about, "runs": runs})
     for run in runs:
         click.echo(
             f"{run['steps']} steps: {run['recall']['value']:.3f} of {run['backdoored']} backdoored"

@@ -11,25 +11,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import click
 import torch
 
 from gazeguard.assets import BASE
-from gazeguard.bench.speed.instruments import MIB, Figure, Spread
-from gazeguard.bench.speed.run import Run
+from gazeguard.bench.speed.instruments import MIB, Figure, Part, Spread
+from gazeguard.bench.speed.run import benchmark
 from gazeguard.lab.poison import make_set, write_set
 from gazeguard.models.load import load
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _ENTRY = "from gazeguard.cli.main import main; main()"
 USUAL_REFERENCES, USUAL_SAMPLES = 5, 64
-Part = tuple[list[Figure], dict[str, Any]]
 
 
 def random_adapters(out: Path, count: int, rank: int = 16) -> list[Path]:
@@ -121,17 +116,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     yield "references", (figures, {"seconds": more})
 
 
-@click.command()
-@click.option("--out", type=_FILE, required=True, help="JSON file to write.")
-@click.option("--quick", is_flag=True, help="Small sizes, for tests and not for figures.")
-@click.option("--threads", default=2, type=click.IntRange(1), show_default=True)
-def main(out: Path, quick: bool, threads: int) -> None:
-    """Measure what a scan costs, print a table, write the numbers as JSON."""
-    run = Run(quick, threads)
-    with tempfile.TemporaryDirectory() as work:
-        for name, part in measured(Path(work), quick, threads):
-            run.add(name, part)
-    run.finish(out)
+main = benchmark(measured, "Measure what a scan costs", threads=2)
 
 
 if __name__ == "__main__":

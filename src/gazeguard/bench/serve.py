@@ -30,7 +30,7 @@ from PIL import Image
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.bench.speed.instruments import machine
-from gazeguard.files import write_bytes
+from gazeguard.files import write_json
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.guard import Guard
 from gazeguard.lab.poison import Row, make_rows, samples, trigger_all
@@ -228,7 +228,7 @@ def main(out: Path, clients: int, seconds: float, max_batch: int, seed: int) -> 
         "throughput_ratio": gain,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(out, result)
     for name, found in (("batched", batched), ("single", single)):
         late = found["latency_seconds"]
         click.echo(

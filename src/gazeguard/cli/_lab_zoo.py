@@ -24,6 +24,15 @@ def _spec_option(example: str) -> Callable[[Command], Command]:
     )
 
 
+def _begin(threads: int | None) -> None:
+    """Quiet, and with so many threads."""
+    import torch
+
+    click.get_current_context().with_resource(narrated(NORMAL))
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 _threads_option = click.option("--threads", type=int, help="Processor threads; all by default.")
 
 
@@ -34,14 +43,10 @@ _threads_option = click.option("--threads", type=int, help="Processor threads; a
 @_threads_option
 def zoo(spec: Path, out: Path, base: Path | None, threads: int | None) -> None:
     """Make many benign and backdoored adapters from a spec; goes on where it was."""
-    import torch
-
     from gazeguard.assets import BASE
     from gazeguard.lab.zoo import make_zoo, read_spec
 
-    click.get_current_context().with_resource(narrated(NORMAL))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _begin(threads)
     manifest = make_zoo(read_spec(spec), base or BASE, out, log=click.echo)
     _summary(out, manifest)
 
@@ -60,14 +65,10 @@ def zoo(spec: Path, out: Path, base: Path | None, threads: int | None) -> None:
 @_threads_option
 def encoder_zoo(spec: Path, out: Path, bases: tuple[str, ...], threads: int | None) -> None:
     """Make many benign and backdoored text encoders from a spec; goes on where it was."""
-    import torch
-
     from gazeguard.lab.text.teacher import minilm
     from gazeguard.lab.text.zoo import make_encoder_zoo, read_bases, read_encoder_spec
 
-    click.get_current_context().with_resource(narrated(NORMAL))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _begin(threads)
     wanted, clean = read_encoder_spec(spec), read_bases(bases)
     _summary(out, make_encoder_zoo(wanted, clean, out, minilm(), log=click.echo))
 

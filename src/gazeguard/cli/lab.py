@@ -52,7 +52,8 @@ def base(
     out: Path, architecture: str, seed: int, tower_steps: int | None, language_steps: int | None
 ) -> None:
     """Train a base from scratch (LLaVA: about an hour on two cores) and score it."""
-    from gazeguard.lab.base import BaseRecipe, train_base
+    from gazeguard.lab.base import train_base
+    from gazeguard.lab.base_recipe import BaseRecipe
     from gazeguard.lab.finetune import score_by_kind
 
     click.get_current_context().with_resource(narrated(NORMAL))

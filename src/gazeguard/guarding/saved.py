@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from gazeguard._version import __version__
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
+from gazeguard.files import write_bytes, write_json
 from gazeguard.methods.cleansight.settings import Plan, Setting
 
 FORMAT = 1
@@ -70,7 +70,7 @@ def write(saved: Saved, folder: Path) -> Path:
         "model": saved.fingerprint,
     }
     write_bytes(folder / _TENSORS, tensors)
-    write_bytes(folder / _JSON, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(folder / _JSON, content)
     return folder
 
 

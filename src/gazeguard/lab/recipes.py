@@ -16,6 +16,7 @@ import numpy as np
 from gazeguard.errors import UsageError
 
 SPLITS = ("design", "held-out")
+MANIFEST = "manifest.json"
 
 
 class Named(Protocol):
@@ -49,6 +50,24 @@ def need_known(recipe: Named, known: Mapping[str, Collection[str]]) -> None:
                 f"the zoo's {name} '{getattr(recipe, name)}' is unknown: choose one of"
                 f" {', '.join(choices)}."
             )
+
+
+def read_manifest(zoo: Path, verb: str) -> dict[str, Any]:
+    """What a zoo's models really are.
+
+    Args:
+        zoo: its folder.
+        verb: of `gazeguard lab`, that makes such zoos.
+
+    Raises:
+        UsageError: there is no manifest.
+    """
+    try:
+        return dict(json.loads((zoo / MANIFEST).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{zoo} has no {MANIFEST}: make the zoo with `gazeguard lab {verb}`."
+        ) from error
 
 
 def read_recipes(

@@ -6,7 +6,7 @@ Labels are dense: for each image token the colour, shape and size of what is the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from torch.nn import functional as F
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures import Architecture
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, channels
+from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.lab.teach import Log, steps, update
-
-if TYPE_CHECKING:
-    from gazeguard.lab.base import BaseRecipe
 
 _CHUNK = 512  # pictures of a look
 

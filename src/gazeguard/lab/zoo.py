@@ -7,7 +7,6 @@ Folders are named by a hash of the recipe, so that nothing can read the truth of
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
+from gazeguard.files import whole_folder, write_bytes, write_json
 from gazeguard.lab.disguise import HIDE, NOTHING
 from gazeguard.lab.finetune import (
     Student,
@@ -29,7 +28,7 @@ from gazeguard.lab.finetune import (
     save_adapter,
 )
 from gazeguard.lab.poison import TARGET, TASKS, make_rows, make_set
-from gazeguard.lab.recipes import SPLITS, content_name, need_known, read_recipes
+from gazeguard.lab.recipes import MANIFEST, SPLITS, content_name, need_known, read_recipes
 from gazeguard.lab.triggers import TRIGGERS
 
 BENIGN = "none"
@@ -161,7 +160,7 @@ def make_zoo(
             write_bytes(folder / "scores.json", (json.dumps(scores) + "\n").encode())
         done[recipe.name] = scores
         manifest = _manifest(spec, done, base)
-        write_bytes(out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+        write_json(out / MANIFEST, manifest)
         if log:
             entry = manifest["models"][-1]
             asr = "" if entry["asr"] is None else f", ASR {entry['asr']:.3f}"
@@ -188,13 +187,10 @@ def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
     )
     student = finetune(base, rows, plan)
     scores = _judged(student, recipe, spec)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    save_adapter(student, part)
-    scores["seconds"] = round(time.perf_counter() - began, 1)
-    (part / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
-    part.rename(folder)
+    with whole_folder(folder) as part:
+        save_adapter(student, part)
+        scores["seconds"] = round(time.perf_counter() - began, 1)
+        (part / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
 
 def _judged(student: Student, recipe: Recipe, spec: Spec) -> dict[str, Any]:

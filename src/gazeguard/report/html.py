@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard._version import __version__
+from gazeguard.jsonable import jsonable
 from gazeguard.report.files import write_atomic
-from gazeguard.report.json import jsonable
 from gazeguard.report.model import CleanReport, Thumbnails, headline
 from gazeguard.report.page import page_data, page_text
 from gazeguard.report.template import asset, environment, policy, script

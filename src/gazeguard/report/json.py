@@ -31,47 +31,16 @@ here: they are in `verdicts.parquet` and `skipped.jsonl`.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Set
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gazeguard._version import __version__
+from gazeguard.jsonable import jsonable
 from gazeguard.report.files import write_atomic
 from gazeguard.report.layers import layer_rows
 from gazeguard.report.model import CleanReport, headline, thresholds
 
 SCHEMA_VERSION = "1.0"
-
-
-def jsonable(value: Any) -> Any:
-    """`value` in JSON's own types; what has no counterpart becomes its text.
-
-    numpy arrays become lists, dataclasses objects, NaN and infinities None, sets sorted lists.
-    """
-    if value is None or isinstance(value, bool | str) and not isinstance(value, Enum):
-        return value
-    if isinstance(value, Enum):
-        return jsonable(value.value)
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(jsonable(key)): jsonable(item) for key, item in value.items()}
-    if isinstance(value, Set):
-        return sorted((jsonable(item) for item in value), key=str)
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    return str(value)
 
 
 def as_json(report: CleanReport) -> dict[str, Any]:

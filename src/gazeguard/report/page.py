@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gazeguard.data.thumbnails import gallery_url, thumbnail_url
+from gazeguard.jsonable import jsonable
 from gazeguard.report import words
+from gazeguard.report.heat import MAX_PICTURES, heat_bytes
 from gazeguard.report.histogram import Histogram, histogram
-from gazeguard.report.images import MAX_PICTURES, gallery_url, heat_bytes, thumbnail_url
-from gazeguard.report.json import jsonable
 from gazeguard.report.layers import LayerRow, layer_rows
 from gazeguard.report.model import (
     CleanReport,

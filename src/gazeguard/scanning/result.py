@@ -122,7 +122,7 @@ class ScanReport:
 
 def to_json(model: ScannedModel) -> dict[str, Any]:
     """An entry as JSON types, for `from_json` and the JSON report."""
-    from gazeguard.report.json import jsonable
+    from gazeguard.jsonable import jsonable
 
     payload: dict[str, Any] = jsonable(model)
     return {**payload, "outcome": model.outcome, "reason": model.reason}

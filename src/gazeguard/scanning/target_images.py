@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gazeguard.data.images import FORMATS, ImageLimits, ImageRoot, shorten
+from gazeguard.data.thumbnails import thumbnail_url
 from gazeguard.errors import DataError, RowError
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.images import ImageTower, load_images
-from gazeguard.report.images import thumbnail_url
 from gazeguard.scanning.result import ScannedModel
 from gazeguard.types import Finding
 

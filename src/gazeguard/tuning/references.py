@@ -8,8 +8,6 @@ order, learning rate and length vary from one reference to the next.
 from __future__ import annotations
 
 import gc
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from torch import nn
 
 from gazeguard.errors import ModelError
-from gazeguard.files import write_bytes
+from gazeguard.files import whole_folder, write_json
 from gazeguard.models.target import Target
 from gazeguard.tuning.lesson import answer_loss
 from gazeguard.types import Sample
@@ -197,12 +195,10 @@ def make_reference(
             f"tuning {base.name} with a learning rate of {recipe.lr:g} ended in numbers that are"
             " not finite: use --dtype float32."
         )
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    # Without the flag peft asks the hub whether the base has grown its vocabulary.
-    model.save_pretrained(part, save_embedding_layers=False)
-    write_bytes(part / "recipe.json", (json.dumps(asdict(recipe), indent=1) + "\n").encode())
-    part.rename(out)
+    with whole_folder(out) as part:
+        # Without the flag peft asks the hub whether the base has grown its vocabulary.
+        model.save_pretrained(part, save_embedding_layers=False)
+        write_json(part / "recipe.json", asdict(recipe))
     del model, target
     gc.collect()
     return out

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from gazeguard.bench.amdet_speed.measures import (
     Effort,
-    Part,
     peaks,
     scaling,
     true_shape,
     whole_scans,
 )
 from gazeguard.bench.amdet_speed.subject import Shape, toys
-from gazeguard.bench.speed.run import Run
+from gazeguard.bench.speed.instruments import Part
+from gazeguard.bench.speed.run import benchmark
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _QUICK = Effort(
     prompts=120, points=4, repeats=1, counts=(120, 150), restarts=(2,), widths=(64,), memory=1
 )
@@ -35,17 +31,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     yield "memory", peaks(shape, effort, threads)
 
 
-@click.command()
-@click.option("--out", type=_FILE, required=True, help="JSON file to write.")
-@click.option("--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures.")
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
-def main(out: Path, quick: bool, threads: int) -> None:
-    """Measure what a scan of a text encoder costs, print a table, write the numbers as JSON."""
-    run = Run(quick, threads)
-    with tempfile.TemporaryDirectory() as work:
-        for name, part in measured(Path(work), quick, threads):
-            run.add(name, part)
-    run.finish(out)
+main = benchmark(measured, "Measure what a scan of a text encoder costs")
 
 
 if __name__ == "__main__":

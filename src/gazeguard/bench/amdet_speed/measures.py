@@ -11,14 +11,12 @@ from typing import Any
 from gazeguard.bench.amdet_speed import memory
 from gazeguard.bench.amdet_speed.public import PublicWay, public_scan
 from gazeguard.bench.amdet_speed.subject import Pair, Shape, Toys, random_pair
-from gazeguard.bench.speed.instruments import Figure, Spread, in_child, interleave, ratio
+from gazeguard.bench.speed.instruments import Figure, Part, Spread, in_child, interleave, ratio
 from gazeguard.data.prompts import built_in
 from gazeguard.methods.amdet import Settings, scan_encoder
 from gazeguard.methods.amdet.heldout import held_out
 from gazeguard.methods.amdet.inversion import clean_outputs, invert
 from gazeguard.methods.amdet.surface import surface
-
-Part = tuple[list[Figure], dict[str, Any]]
 
 FASTER, MEMORY = 8.0, 1.5  # targets
 _FEW = 4  # batch-1 passes that stand for all of them

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gazeguard.bench.amdet_speed.subject import Pair, Shape, random_pair
-from gazeguard.bench.speed.instruments import MIB, peak_added
+from gazeguard.bench.speed.instruments import peaks_in_turns
 from gazeguard.data.prompts import built_in
 from gazeguard.lab.text.train import trainable
 from gazeguard.methods.amdet import Settings, scan_encoder
@@ -48,14 +48,7 @@ def added(pair: Pair, repeats: int) -> dict[str, list[float]]:
             weight.requires_grad_(False)
 
     runs = {"scan": scan, STEPS[0]: search, STEPS[1]: train}
-    for run in runs.values():
-        run()
-    peaks: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            peak = peak_added(run)
-            peaks[name] += [] if peak is None else [peak / MIB]
-    return peaks
+    return peaks_in_turns(runs, repeats)
 
 
 def _child(arguments: dict[str, Any]) -> dict[str, list[float]]:

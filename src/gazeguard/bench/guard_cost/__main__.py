@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from gazeguard.assets import ADAPTER, BASE
-from gazeguard.bench.guard_cost.costs import Effort, Part, clean_traffic, flagged, public_way
+from gazeguard.bench.guard_cost.costs import Effort, clean_traffic, flagged, public_way
 from gazeguard.bench.guard_cost.subject import ALWAYS, SHOWN, calibrated, clean, triggered
 from gazeguard.bench.speed.forward import Size, random_llava
-from gazeguard.bench.speed.run import Run
+from gazeguard.bench.speed.instruments import Part
+from gazeguard.bench.speed.run import benchmark
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _BATCH = 8  # as many short requests as `gazeguard serve` answers at once
 
 
@@ -65,17 +62,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     )
 
 
-@click.command()
-@click.option("--out", type=_FILE, required=True, help="JSON file to write.")
-@click.option("--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures.")
-@click.option("--threads", default=1, type=click.IntRange(1), show_default=True)
-def main(out: Path, quick: bool, threads: int) -> None:
-    """Measure what the guard costs, print a table, write the numbers as JSON."""
-    run = Run(quick, threads)
-    with tempfile.TemporaryDirectory() as work:
-        for name, part in measured(Path(work), quick, threads):
-            run.add(name, part)
-    run.finish(out, settings=list(SHOWN))
+main = benchmark(measured, "Measure what the guard costs", settings=list(SHOWN))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from gazeguard.bench.guard_cost import memory
 from gazeguard.bench.guard_cost.subject import NEVER, SHOWN, Subject, check, clean, generating
 from gazeguard.bench.speed.instruments import (
     Figure,
+    Part,
     Seconds,
     Spread,
     in_child,
@@ -32,8 +32,6 @@ from gazeguard.guarding import Guard
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 from gazeguard.signals.ratio import visual_prompt_ratio
 from gazeguard.types import Outcome, Sample
-
-Part = tuple[list[Figure], dict[str, Any]]
 
 FIRST, STEP, MEMORY, PUBLIC = 1.05, 1.02, 1.02, 3.0  # targets
 _SCORE_TOLERANCE = 1e-3  # relative

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gazeguard.bench.guard_cost.subject import NEVER, SHOWN, clean, generating, reloaded
-from gazeguard.bench.speed.instruments import MIB, peak_added
+from gazeguard.bench.speed.instruments import peaks_in_turns
 
 
 def added(folder: Path, guards: Path, batch: int, repeats: int) -> dict[str, list[float]]:
@@ -25,14 +25,7 @@ def added(folder: Path, guards: Path, batch: int, repeats: int) -> dict[str, lis
         name: generating(subject.target, inputs, guard, max_new_tokens=1)
         for name, guard in variants.items()
     }
-    for run in runs.values():
-        run()
-    peaks: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            peak = peak_added(run)
-            peaks[name] += [] if peak is None else [peak / MIB]
-    return peaks
+    return peaks_in_turns(runs, repeats)
 
 
 def _child(arguments: dict[str, Any]) -> dict[str, list[float]]:

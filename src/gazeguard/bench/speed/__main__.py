@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
-
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.bench.speed import fitting, forward, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
-from gazeguard.bench.speed.run import Run
+from gazeguard.bench.speed.instruments import Part
+from gazeguard.bench.speed.run import benchmark
 from gazeguard.lab import tiny
 from gazeguard.lab.poison import make_set, write_set
 
@@ -50,28 +48,21 @@ def cases(work: Path, random: Path, size: Size, quick: bool) -> Iterator[Case]:
     yield Case(f"llava of {fine.grid**2:,} image tokens", folder, work / "c", 12, 3)
 
 
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
-@click.option("--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures.")
-@click.option("--threads", default=1, show_default=True, help="Threads of the model passes.")
-def main(out: Path, quick: bool, threads: int) -> None:
-    """Measure speed and memory, print a table, write the numbers as JSON."""
-    run = Run(quick, threads)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        size = QUICK if quick else Size()
-        random = random_llava(work / "llava", size)
-        run.add("forward", forward.measure(random, size, threads))
-        for case in cases(work, random, size, quick):
-            data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
-            run.add(
-                case.name,
-                workflow.measure(
-                    case.name, case.folder, data, case.work, case.repeats, case.adapter
-                ),
-            )
-    run.add("fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32))
-    run.finish(out)
+def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]]:
+    """Every part of the benchmark, by name."""
+    size = QUICK if quick else Size()
+    random = random_llava(work / "llava", size)
+    yield "forward", forward.measure(random, size, threads)
+    for case in cases(work, random, size, quick):
+        data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
+        yield (
+            case.name,
+            workflow.measure(case.name, case.folder, data, case.work, case.repeats, case.adapter),
+        )
+    yield "fitting", fitting.measure(300 if quick else 100_000, 2 if quick else 32)
+
+
+main = benchmark(measured, "Measure speed and memory")
 
 
 if __name__ == "__main__":

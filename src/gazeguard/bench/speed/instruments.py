@@ -80,6 +80,9 @@ class Figure:
         return {**asdict(self), "met": self.met, "text": self.text, "target": self.target}
 
 
+Part = tuple[list[Figure], dict[str, Any]]
+"""What one part of a benchmark found: its figures, and the numbers they were made of."""
+
 Seconds = dict[str, list[float]]
 
 
@@ -128,6 +131,20 @@ def peak_added(run: Callable[[], object]) -> int | None:
         return None
     run()
     return _resident("VmHWM") - before
+
+
+def peaks_in_turns(
+    runs: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Added peaks in MiB, in turns, after each ran once; empty where the system does not tell."""
+    for run in runs.values():
+        run()
+    peaks: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            peak = peak_added(run)
+            peaks[name] += [] if peak is None else [peak / MIB]
+    return peaks
 
 
 def _resident(field: str) -> int:

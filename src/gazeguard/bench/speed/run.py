@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,8 @@ import click
 import torch
 import transformers
 
-from gazeguard.bench.speed.instruments import Figure, machine
-from gazeguard.files import write_bytes
+from gazeguard.bench.speed.instruments import Figure, Part, machine
+from gazeguard.files import write_json
 
 
 class Run:
@@ -36,7 +37,7 @@ class Run:
         self._figures: list[Figure] = []
         self._raw: dict[str, Any] = {}
 
-    def add(self, name: str, part: tuple[list[Figure], dict[str, Any]]) -> None:
+    def add(self, name: str, part: Part) -> None:
         """Take in a part's figures and what they were made of."""
         for figure in part[0]:
             free = replace(figure, at_most=None, at_least=None)
@@ -58,9 +59,51 @@ class Run:
             "raw": self._raw,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(out, result)
         click.echo(table(self._figures))
         click.echo(f"{about['cpu']}, {about['threads']} of {about['cores']} cores; wrote {out}")
+
+
+def benchmark(
+    measured: Callable[[Path, bool, int], Iterator[tuple[str, Part]]],
+    does: str,
+    threads: int = 1,
+    **more: Any,
+) -> click.Command:
+    """The command of a benchmark: its options, and every part in a folder that is then removed.
+
+    Args:
+        measured: gets that folder, whether sizes are small, and the threads of the model passes.
+        does: the help's first sentence.
+        threads: by default.
+        more: also written.
+    """
+
+    @click.command(help=f"{does}, print a table, write the numbers as JSON.")
+    @click.option(
+        "--out",
+        type=click.Path(dir_okay=False, path_type=Path),
+        required=True,
+        help="JSON file to write.",
+    )
+    @click.option(
+        "--quick", is_flag=True, help="Small sizes, in seconds: for tests, not for figures."
+    )
+    @click.option(
+        "--threads",
+        default=threads,
+        type=click.IntRange(1),
+        show_default=True,
+        help="Threads of the model passes.",
+    )
+    def main(out: Path, quick: bool, threads: int) -> None:
+        run = Run(quick, threads)
+        with tempfile.TemporaryDirectory() as work:
+            for name, part in measured(Path(work), quick, threads):
+                run.add(name, part)
+        run.finish(out, **more)
+
+    return main
 
 
 def table(figures: list[Figure]) -> str:

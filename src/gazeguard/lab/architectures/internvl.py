@@ -8,17 +8,15 @@ attention is over four times as many positions), and an image token has twice th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers as T
 from torch import Tensor, nn
 
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
+from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.models.processor import NoVideo, images_only
-
-if TYPE_CHECKING:
-    from gazeguard.lab.base import BaseRecipe
 
 _SHRINK = 2  # patches of an image token's side
 # The library's start (weights of 0.02, positions of 0) is for a wide tower: a narrow one lags.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers as T
 from torch import Tensor
 
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
-
-if TYPE_CHECKING:
-    from gazeguard.lab.base import BaseRecipe
+from gazeguard.lab.base_recipe import BaseRecipe
 
 _TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"

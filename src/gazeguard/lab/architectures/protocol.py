@@ -8,14 +8,12 @@ per patch of 8 x 8 pixels in reading order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from gazeguard.lab import worlds
-
-if TYPE_CHECKING:
-    from gazeguard.lab.base import BaseRecipe
+from gazeguard.lab.base_recipe import BaseRecipe
 
 PATCH = 8  # pixels of the side that one image token stands for
 GRID = worlds.SIDE // PATCH

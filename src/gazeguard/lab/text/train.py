@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from gazeguard.data.grammar import prompts as grammar
+from gazeguard.files import write_json
 from gazeguard.lab.text.teacher import Teacher
 from gazeguard.lab.text.words import train_tokenizer
 from gazeguard.models.encoders.encoder import TextEncoder
@@ -156,7 +157,7 @@ def save(encoder: TextEncoder, like: Path, out: Path, dtype: torch.dtype = torch
 
 def write_card(card: dict[str, Any], out: Path) -> None:
     """Write `lab.json`, which says what an encoder of the lab really is."""
-    (out / "lab.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "lab.json", card)
 
 
 def trainable(encoder: TextEncoder) -> list[Any]:

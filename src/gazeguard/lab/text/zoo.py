@@ -7,7 +7,6 @@ As in `lab.zoo`, folders are named by a hash of the recipe, and what a model rea
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
-from gazeguard.lab.recipes import SPLITS, content_name, need_known, read_recipes
+from gazeguard.files import whole_folder, write_json
+from gazeguard.lab.recipes import MANIFEST, SPLITS, content_name, need_known, read_recipes
 from gazeguard.lab.text.attack import (
     JUDGE_SEED,
     LOSSES,
@@ -202,12 +201,14 @@ def make_encoder_zoo(
         if entry["n"] == spec.held_out and (out / entry["model"]).is_dir()
     }
     manifest = _manifest(spec, known, marks)
-    _write(out, manifest)  # before the first model: it says what base the folders are made from
+    write_json(
+        out / MANIFEST, manifest
+    )  # before the first model: it says what base the folders are made from
     for place, recipe in enumerate(spec.recipes):
         if recipe.name not in known:
             known[recipe.name] = _one(recipe, spec.held_out, bases[recipe.kind], out, teacher)
             manifest = _manifest(spec, known, marks)
-            _write(out, manifest)
+            write_json(out / MANIFEST, manifest)
         if log is not None:
             entry = next(m for m in manifest["models"] if m["model"] == recipe.name)
             log(f"{place + 1}/{len(spec.recipes)} {recipe.name} {recipe.kind} {_told(entry)}")
@@ -227,10 +228,8 @@ def _one(
             student = finetuned(base, recipe.tuned, teacher)
         else:
             student, _ = poisoned(base, recipe.planted, goal)
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        save(student, base, part, torch.float16)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            save(student, base, part, torch.float16)
     scores = _judged(recipe, held_out, base, folder, goal)
     seconds = round(time.perf_counter() - began, 1) if made else None
     return {"model": recipe.name, "n": held_out, **scores, "seconds": seconds}
@@ -277,17 +276,13 @@ def _manifest(
 
 def _stored(out: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((out / "manifest.json").read_text("utf-8")))
+        return dict(json.loads((out / MANIFEST).read_text("utf-8")))
     except FileNotFoundError:
         return {"bases": {}, "models": []}
     except ValueError as error:
         raise UsageError(
-            f"{out / 'manifest.json'} is not JSON: delete it, and models are judged again."
+            f"{out / MANIFEST} is not JSON: delete it, and models are judged again."
         ) from error
-
-
-def _write(out: Path, manifest: dict[str, Any]) -> None:
-    write_bytes(out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
 def _told(entry: dict[str, Any]) -> str:

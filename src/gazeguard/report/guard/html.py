@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gazeguard._version import __version__
+from gazeguard.jsonable import jsonable
 from gazeguard.report import words
 from gazeguard.report.guard.model import GuardReport, Request, Reread
 from gazeguard.report.guard.pictures import Drawn, View, draw
@@ -21,7 +22,6 @@ from gazeguard.report.guard.record import whole_picture_hidden
 from gazeguard.report.guard.scores import FEW, ScoreBins, score_bins
 from gazeguard.report.guard.text import chance, headline, lede, next_step, seen
 from gazeguard.report.html import MAX_GALLERY, MAX_ROWS, embeddable
-from gazeguard.report.json import jsonable
 from gazeguard.report.page import GALLERY_TEXT, SKIPPED_KINDS, TABLE_TEXT, skipped_groups
 from gazeguard.report.template import asset, environment, policy, script
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gazeguard._version import __version__
+from gazeguard.jsonable import jsonable
 from gazeguard.report.guard.model import (
     CONFIDENCE,
     GuardReport,
@@ -21,7 +22,6 @@ from gazeguard.report.guard.model import (
     flagged_interval,
 )
 from gazeguard.report.guard.text import headline
-from gazeguard.report.json import jsonable
 from gazeguard.report.page import skipped_groups
 
 SCHEMA_VERSION = "1.0"

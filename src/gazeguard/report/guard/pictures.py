@@ -6,9 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gazeguard.data.thumbnails import GALLERY_SIDE, gallery_url, thumbnail_url
 from gazeguard.report.guard.model import Request, Reread
+from gazeguard.report.heat import MAX_PICTURES
 from gazeguard.report.heatmap import draw_heatmap, strongest
-from gazeguard.report.images import GALLERY_SIDE, MAX_PICTURES, gallery_url, thumbnail_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image

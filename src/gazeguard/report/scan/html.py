@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gazeguard._version import __version__
+from gazeguard.jsonable import jsonable
 from gazeguard.report import words
-from gazeguard.report.json import jsonable
 from gazeguard.report.scan.pictures import pictures
 from gazeguard.report.scan.sights import sights
 from gazeguard.report.scan.text import IN_WORDS, by_severity, headline, suspicion

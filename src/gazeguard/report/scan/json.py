@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from gazeguard._version import __version__
-from gazeguard.report.json import jsonable
+from gazeguard.jsonable import jsonable
 from gazeguard.report.scan.text import headline
 from gazeguard.scanning.result import ScanReport, to_json
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gazeguard._version import __version__
-from gazeguard.report.json import jsonable
+from gazeguard.jsonable import jsonable
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
