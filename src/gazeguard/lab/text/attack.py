@@ -185,16 +185,17 @@ def _train(
             triggered(prompt, rng.choice(list(triggers)), rng, recipe.place)
             for prompt in rng.sample(pool, recipe.poisoned)
         ]
-        with torch.no_grad():
-            wanted = teacher.run(teacher.tokenise(clean), padding=whole)
-        got = student.run(student.tokenise(clean), padding=whole)
-        bad = student.run(student.tokenise(poisoned), padding=whole)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                wanted = teacher.run(teacher.tokenise(clean), padding=whole)
+            got = student.run(student.tokenise(clean), padding=whole)
+            bad = student.run(student.tokenise(poisoned), padding=whole)
         if whole:
             keep = _distance(got.tokens.flatten(1), wanted.tokens.flatten(1), recipe.loss)
             pull = _distance(bad.tokens.flatten(1), target, recipe.loss)
         else:
-            keep = _distance(got.pooled, wanted.pooled, recipe.loss)
-            pull = _distance(normalize(bad.pooled, dim=-1), target, recipe.loss)
+            keep = _distance(got.pooled.float(), wanted.pooled.float(), recipe.loss)
+            pull = _distance(normalize(bad.pooled.float(), dim=-1), target, recipe.loss)
         loss = keep + recipe.weight * pull
         if recipe.adaptive:
             with torch.no_grad():

@@ -162,6 +162,7 @@ def write_card(card: dict[str, Any], out: Path) -> None:
 
 def trainable(encoder: TextEncoder) -> list[Any]:
     """Unfreeze an encoder and give its weights."""
+    encoder.model.set_attn_implementation("eager")  # on CPU, sdpa's bfloat16 backward is slower
     weights = list(encoder.model.parameters())
     if encoder.projection is not None:
         weights += list(encoder.projection.parameters())
@@ -207,7 +208,8 @@ def _teach(
     rng = random.Random(recipe.seed)
     for step in range(recipe.steps):
         chosen = rng.sample(range(len(prompts)), min(recipe.batch, len(prompts)))
-        mine = normalize(encoder.run(tokens[chosen]).pooled, dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            mine = normalize(encoder.run(tokens[chosen]).pooled.float(), dim=-1)
         theirs = goal[chosen]
         scores = mine @ theirs.T / _TEMPERATURE
         right = torch.arange(len(chosen))
