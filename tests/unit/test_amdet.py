@@ -165,10 +165,12 @@ def test_the_search_stops_only_when_every_restart_stands_still():
     settings = Settings(patience=20, tolerance=0.01)
     flat = [torch.tensor([1.0, 1.0])] * 40
     falling = [torch.tensor([1.0, 1.0 - 0.01 * i]) for i in range(40)]
-    assert _stands_still(flat, settings)
-    assert not _stands_still(falling, settings)
-    assert not _stands_still(flat[:39], settings)
-    assert not _stands_still(flat, Settings(patience=0))
+    both = torch.arange(2)
+    assert _stands_still(flat, both, settings)
+    assert not _stands_still(falling, both, settings)
+    assert _stands_still(falling, torch.tensor([0]), settings)  # the other one was dropped
+    assert not _stands_still(flat[:39], both, settings)
+    assert not _stands_still(flat, both, Settings(patience=0))
 
 
 def test_nearest_prompts_look_past_what_all_prompts_share():

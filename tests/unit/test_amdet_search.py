@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.lab import tiny_encoders
 from gazeguard.methods.amdet import Settings, scan_encoder
 from gazeguard.methods.amdet.heldout import held_out
-from gazeguard.methods.amdet.inversion import apply, clean_outputs, invert
+from gazeguard.methods.amdet.inversion import _batches, apply, clean_outputs, invert
 from gazeguard.methods.amdet.surface import surface
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.load import load_encoder
@@ -41,13 +42,13 @@ def encoder(request: pytest.FixtureRequest, loaded: Callable[[str], TextEncoder]
 
 def prepared(encoder: TextEncoder, n: int = 30):
     prompts = grammar(n)
-    clean = clean_outputs(encoder, encoder.tokenise(prompts), 7)
-    return encoder.tokenise(prompts, slot=True), clean
+    return encoder.tokenise(prompts, slot=True), encoder.tokenise(prompts)
 
 
 @pytest.mark.parametrize("padding", [False, True])
 def test_restarts_in_one_batch_equal_one_after_the_other(encoder: TextEncoder, padding: bool):
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
+    clean = clean_outputs(encoder, plain, 7)
     vectors = torch.randn(3, encoder.width, generator=torch.Generator().manual_seed(0))
     together = apply(encoder, encoder, tokens, clean, vectors, padding)
     for i in range(3):
@@ -59,7 +60,8 @@ def test_restarts_in_one_batch_equal_one_after_the_other(encoder: TextEncoder, p
 
 def test_padding_counts_only_when_asked(loaded: Callable[[str], TextEncoder]):
     encoder = loaded("clip")
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
+    clean = clean_outputs(encoder, plain, 7)
     vector = torch.zeros(1, encoder.width)
     words, everything = (
         apply(encoder, encoder, tokens, clean, vector, padding) for padding in (False, True)
@@ -76,35 +78,63 @@ def test_a_step_is_one_run_of_each_encoder(encoder: TextEncoder, monkeypatch):
         calls.append(len(tokens))
         return real_run(self, tokens, vectors, **kwargs)
 
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
     monkeypatch.setattr(TextEncoder, "run", counted)
-    invert(encoder, encoder, tokens, clean, QUICK)
-    assert calls == [3 * 10] * 2 * 6
+    invert(encoder, encoder, tokens, plain, QUICK)
+    # A pass is three steps: only in the first are outputs without the embedding new.
+    assert calls == [10, 30, 30] * 3 + [30, 30] * 3
     calls.clear()
-    surface(encoder, encoder, tokens[:4], clean[:4], torch.zeros(encoder.width), QUICK)
-    assert sum(calls) == 2 * (4 + 25 * 4)
+    surface(encoder, encoder, tokens[:4], plain[:4], torch.zeros(encoder.width), QUICK)
+    assert sum(calls) == 4 + 2 * (4 + 25 * 4)
     assert max(calls) <= QUICK.rows
     calls.clear()
-    held_out(encoder, encoder, tokens, clean, torch.zeros(3, encoder.width), QUICK)
+    held_out(encoder, encoder, tokens, torch.zeros(3, encoder.width), QUICK)
     assert sum(calls) == 2 * 3 * 30
     assert max(calls) <= QUICK.rows
 
 
 def test_the_search_lowers_its_loss_and_touches_no_weight(encoder: TextEncoder):
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
     before = [weight.clone() for weight in encoder.model.parameters()]
     settings = replace(QUICK, steps=40, batch=30, patience=0)
-    found = invert(encoder, encoder, tokens, clean, settings)
+    found = invert(encoder, encoder, tokens, plain, settings)
     assert found.losses.shape == (40, 3)
     assert (found.losses[-1] < found.losses[0] - 0.02).all()
     after = encoder.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_the_worse_half_of_the_restarts_is_dropped(encoder: TextEncoder):
+    tokens, plain = prepared(encoder)
+    settings = replace(QUICK, steps=12, restarts=5, halving=4, patience=0)
+    found = invert(encoder, encoder, tokens, plain, settings)
+    alive = torch.isfinite(found.losses)
+    assert alive.sum(1).tolist() == [5] * 4 + [2] * 4 + [1] * 4
+    assert (alive[:-1] >= alive[1:]).all()  # who is dropped stays away
+    first = found.losses[2:4].mean(0)
+    assert set(first.argsort()[:2].tolist()) == set(alive[4].nonzero()[:, 0].tolist())
+    assert found.left == tuple(alive[-1].nonzero()[:, 0].tolist())
+    alone = invert(encoder, encoder, tokens, plain, replace(settings, halving=0))
+    assert torch.allclose(found.vectors[0], alone.vectors[found.left[0]], atol=1e-4)
+
+
+def test_prompts_of_like_length_share_batches(encoder: TextEncoder):
+    tokens, _ = prepared(encoder, 43)
+    batches = _batches(tokens, QUICK, torch.Generator().manual_seed(0))
+    seen = [next(batches) for _ in range(8)]
+    for one_pass in (seen[:4], seen[4:]):
+        assert len(torch.cat(one_pass).unique()) == 40
+        ranges = sorted((tokens.lengths[b].min(), tokens.lengths[b].max()) for b in one_pass)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
+    assert not all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
+    mixed = _batches(tokens, replace(QUICK, padding=True), torch.Generator().manual_seed(0))
+    assert len({int(tokens.lengths[b].max()) for b in (next(mixed) for _ in range(4))}) < 4
+
+
 def test_held_out_numbers_equal_their_definitions(encoder: TextEncoder):
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
     vectors = torch.randn(2, encoder.width, generator=torch.Generator().manual_seed(1))
-    found = held_out(encoder, encoder, tokens, clean, vectors, QUICK)[1]
+    found = held_out(encoder, encoder, tokens, vectors, QUICK)[1]
     with torch.no_grad():
         pooled = encoder.run(tokens, vectors[1:].expand(30, -1)).pooled
     unit = torch.nn.functional.normalize(pooled, dim=-1)
@@ -117,7 +147,7 @@ def test_one_restart_that_runs_away_does_not_stop_the_others(
     loaded: Callable[[str], TextEncoder], monkeypatch
 ):
     encoder = loaded("clip")
-    tokens, clean = prepared(encoder)
+    tokens, plain = prepared(encoder)
 
     def starts(encoder: TextEncoder, restarts: int, generator: torch.Generator) -> torch.Tensor:
         found = torch.zeros(restarts, encoder.width)
@@ -125,12 +155,12 @@ def test_one_restart_that_runs_away_does_not_stop_the_others(
         return found
 
     monkeypatch.setattr("gazeguard.methods.amdet.inversion._starts", starts)
-    found = invert(encoder, encoder, tokens, clean, QUICK)
+    found = invert(encoder, encoder, tokens, plain, QUICK)
     assert torch.isfinite(found.vectors[1:]).all()
-    judged = held_out(encoder, encoder, tokens, clean, found.vectors, QUICK)
+    judged = held_out(encoder, encoder, tokens, found.vectors, QUICK)
     assert [held.finite for held in judged] == [False, True, True]
     with pytest.raises(MeasurementError, match="not finite"):
-        invert(encoder, encoder, tokens, clean, replace(QUICK, restarts=1))
+        invert(encoder, encoder, tokens, plain, replace(QUICK, restarts=1))
 
 
 def test_whole_model_against_text_model_alone(tmp_path: Path, loaded):

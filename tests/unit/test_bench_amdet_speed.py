@@ -17,7 +17,6 @@ from gazeguard.bench.amdet_speed.subject import Pair, Shape, random_pair
 from gazeguard.data.prompts import built_in
 from gazeguard.methods.amdet import Settings
 from gazeguard.methods.amdet.heldout import held_out
-from gazeguard.methods.amdet.inversion import clean_outputs
 from gazeguard.methods.amdet.surface import surface
 
 SETTINGS = Settings.published(surface_prompts=1, points=4)
@@ -53,28 +52,20 @@ def way(pair: Pair) -> PublicWay:
     return PublicWay(pair.suspect, pair.anchor, slotted, plain, SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def clean(way: PublicWay) -> torch.Tensor:
-    return clean_outputs(way.suspect, way.plain, 8)
-
-
-def test_held_out_prompts_one_by_one_are_what_batches_give(
-    way: PublicWay, clean: torch.Tensor
-) -> None:
+def test_held_out_prompts_one_by_one_are_what_batches_give(way: PublicWay) -> None:
     vector = 3 * way.suspect.embeddings[7]
     one_by_one = way.judge(range(6), vector)
-    (batched,) = held_out(way.suspect, way.anchor, way.slotted, clean, vector[None], SETTINGS)
+    (batched,) = held_out(way.suspect, way.anchor, way.slotted, vector[None], SETTINGS)
     for name in ("assimilation", "agreement", "anchor", "target"):
         assert getattr(one_by_one, name) == pytest.approx(getattr(batched, name), abs=1e-5), name
     assert one_by_one.score == pytest.approx(batched.score, abs=1e-5)
 
 
-def test_the_landscape_point_by_point_is_what_batches_give(
-    way: PublicWay, clean: torch.Tensor
-) -> None:
+def test_the_landscape_point_by_point_is_what_batches_give(way: PublicWay) -> None:
     vector = 3 * way.suspect.embeddings[7]
     points = way.landscape(2, vector)
-    batched = surface(way.suspect, way.anchor, way.slotted[[2]], clean[[2]], vector, SETTINGS)
+    rows = (way.slotted[[2]], way.plain[[2]])
+    batched = surface(way.suspect, way.anchor, *rows, vector, SETTINGS)
     assert points.numpy() == pytest.approx(batched.loss.ravel(), abs=1e-4)
     assert torch.equal(way.landscape(2, vector, 3), points[:3])
 

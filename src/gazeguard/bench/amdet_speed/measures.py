@@ -242,7 +242,6 @@ def _our_units(pair: Pair, settings: Settings) -> dict[str, Callable[[], object]
     suspect, anchor = pair.suspect, pair.anchor
     prompts = built_in(_PLAIN)
     slotted, plain = (suspect.tokenise(prompts, slot=slot) for slot in (True, False))
-    clean = clean_outputs(suspect, plain, settings.rows)
     vectors = suspect.embeddings[: settings.restarts].clone()
     few = settings.surface_prompts
     step = replace(settings, steps=_STEPS)
@@ -253,12 +252,10 @@ def _our_units(pair: Pair, settings: Settings) -> dict[str, Callable[[], object]
             clean_outputs(encoder, plain, settings.rows)
 
     return {
-        "step": partial(invert, suspect, anchor, slotted, clean, step),
-        "held-out": partial(
-            held_out, suspect, anchor, slotted[:_JUDGED], clean[:_JUDGED], vectors, settings
-        ),
+        "step": partial(invert, suspect, anchor, slotted, plain, step),
+        "held-out": partial(held_out, suspect, anchor, slotted[:_JUDGED], vectors, settings),
         "landscape": partial(
-            surface, suspect, anchor, slotted[:few], clean[:few], vectors[0], grid
+            surface, suspect, anchor, slotted[:few], plain[:few], vectors[0], grid
         ),
         "clean": both_clean,
     }

@@ -13,7 +13,7 @@ from gazeguard.bench.speed.instruments import peaks_in_turns
 from gazeguard.data.prompts import built_in
 from gazeguard.lab.text.train import trainable
 from gazeguard.methods.amdet import Settings, scan_encoder
-from gazeguard.methods.amdet.inversion import clean_outputs, invert
+from gazeguard.methods.amdet.inversion import invert
 
 STEPS = ("one step of the search", "one step of AdamW on all weights")
 _SCAN = Settings(prompts=160, steps=1, points=6)  # everything at its full batch, but briefly
@@ -28,7 +28,6 @@ def added(pair: Pair, repeats: int) -> dict[str, list[float]]:
     suspect, anchor = pair.suspect, pair.anchor
     prompts = built_in(_SCAN.prompts)
     slotted, plain = (suspect.tokenise(prompts, slot=slot) for slot in (True, False))
-    clean = clean_outputs(suspect, plain, _SCAN.rows)
     rows = _SCAN.batch * _SCAN.restarts
 
     def scan() -> None:
@@ -36,7 +35,7 @@ def added(pair: Pair, repeats: int) -> dict[str, list[float]]:
 
     def search() -> None:
         one = Settings(steps=1)
-        invert(suspect, anchor, slotted[: one.batch], clean[: one.batch], one)
+        invert(suspect, anchor, slotted[: one.batch], plain[: one.batch], one)
 
     def train() -> None:
         weights = trainable(suspect)

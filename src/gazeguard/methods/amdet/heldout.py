@@ -66,7 +66,6 @@ def held_out(
     suspect: TextEncoder,
     anchor: TextEncoder,
     tokens: Tokens,
-    clean: Tensor,
     vectors: Tensor,
     settings: Settings,
 ) -> list[HeldOut]:
@@ -76,25 +75,19 @@ def held_out(
         suspect: the encoder in question.
         anchor: the clean one.
         tokens: `n` prompts with a slot.
-        clean: `(n, features)`, the suspect's outputs without the embedding.
         vectors: `(restart, width)`.
         settings: padding and rows are used.
     """
     together = max(1, settings.rows // len(vectors))
+    order = tokens.lengths.argsort()
     parts = [
-        apply(
-            suspect,
-            anchor,
-            tokens[i : i + together],
-            clean[i : i + together],
-            vectors,
-            settings.padding,
-        )
+        apply(suspect, anchor, tokens[order[i : i + together]], None, vectors, settings.padding)
         for i in range(0, len(tokens), together)
     ]
-    likeness = torch.cat([part.assimilation for part in parts], 1).double().cpu().numpy()
-    to_anchor = torch.cat([part.to_anchor for part in parts], 1).double().cpu().numpy()
-    unit = normalize(torch.cat([part.pooled for part in parts], 1), dim=-1)
+    back = order.argsort()
+    likeness = torch.cat([part.assimilation for part in parts], 1)[:, back].double().cpu().numpy()
+    to_anchor = torch.cat([part.to_anchor for part in parts], 1)[:, back].double().cpu().numpy()
+    unit = normalize(torch.cat([part.pooled for part in parts], 1)[:, back], dim=-1)
     agreement = (unit @ unit[:, 0, :, None]).squeeze(-1).double().cpu().numpy()
     mean = unit.mean(1)
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,8 @@ class Terms:
 
     Attributes:
         assimilation: likeness of the tokens' states.
-        to_clean: cosine of the output to the same prompt's without the embedding.
+        to_clean: cosine of the output to the same prompt's without the embedding; NaN where that
+            was not asked for.
         to_anchor: cosine of the output to the anchor's, both with the embedding.
         pooled: the outputs, `(restart, prompt, features)`.
     """
@@ -47,19 +48,22 @@ class Inversion:
     """The end of the search.
 
     Attributes:
-        vectors: float32 `(restart, width)`, embeddings found.
-        losses: float32 `(step, restart)`, on each step's prompts, on the CPU.
+        vectors: float32 `(restart, width)`, embeddings found, of the restarts that were left.
+        losses: float32 `(step, restart)`, on each step's prompts, on the CPU; NaN once a restart
+            was dropped.
+        left: which restarts they are.
     """
 
     vectors: Tensor
     losses: Tensor
+    left: tuple[int, ...]
 
 
 def apply(
     suspect: TextEncoder,
     anchor: TextEncoder,
     tokens: Tokens,
-    clean: Tensor,
+    clean: Tensor | None,
     vectors: Tensor,
     padding: bool,
 ) -> Terms:
@@ -69,7 +73,7 @@ def apply(
         suspect: the encoder in question.
         anchor: a clean one with the same tokens and width.
         tokens: `n` prompts with a slot.
-        clean: `(n, features)`, the suspect's outputs without the embedding.
+        clean: `(n, features)`, the suspect's outputs without the embedding; None for no `to_clean`.
         vectors: `(r, width)`.
         padding: whether padding counts in the assimilation.
     """
@@ -79,9 +83,12 @@ def apply(
     states = suspect.run(rows, free, padding=padding)
     pooled = states.pooled.float()
     other = anchor.run(rows, free).pooled.float()
+    likeness = assimilation(states.tokens, None if padding else states.real).view(r, n)
     return Terms(
-        assimilation(states.tokens, None if padding else states.real).view(r, n),
-        cosine_similarity(pooled.view(r, n, -1), clean, dim=-1),
+        likeness,
+        torch.full_like(likeness, torch.nan)
+        if clean is None
+        else cosine_similarity(pooled.view(r, n, -1), clean, dim=-1),
         cosine_similarity(pooled, other, dim=-1).view(r, n),
         pooled.view(r, n, -1),
     )
@@ -89,24 +96,35 @@ def apply(
 
 @torch.no_grad()
 def clean_outputs(encoder: TextEncoder, tokens: Tokens, rows: int) -> Tensor:
-    """Outputs of ordinary prompts, float32 `(prompt, features)`, `rows` at a time."""
-    return torch.cat(
-        [encoder.run(tokens[i : i + rows]).pooled.float() for i in range(0, len(tokens), rows)]
-    )
+    """Outputs of ordinary prompts, float32 `(prompt, features)`, `rows` of a length at a time."""
+    order = tokens.lengths.argsort()
+    outputs = [
+        encoder.run(tokens[order[i : i + rows]]).pooled.float() for i in range(0, len(tokens), rows)
+    ]
+    return torch.cat(outputs)[order.argsort()]
 
 
 def invert(
     suspect: TextEncoder,
     anchor: TextEncoder,
     tokens: Tokens,
-    clean: Tensor,
+    plain: Tokens,
     settings: Settings,
     progress: Progress | None = None,
 ) -> Inversion:
     """Optimise all restarts side by side on mini-batches of the held-in prompts.
 
-    The restarts share batches and do not see each other: the loss is their sum. Adam with coupled
-    weight decay, as published.
+    The restarts share batches and do not see each other: the loss is their sum. Every
+    `settings.halving` steps the worse half of them is dropped. Adam with coupled weight decay, as
+    published. What the suspect makes of a prompt without the embedding is computed once.
+
+    Args:
+        suspect: the encoder in question.
+        anchor: a clean one with the same tokens and width.
+        tokens: the held-in prompts, with a slot.
+        plain: the same without.
+        settings: of the search.
+        progress: called with steps done and steps in all.
 
     Raises:
         MeasurementError: every restart ended in numbers that are not finite.
@@ -116,34 +134,76 @@ def invert(
     optimiser = torch.optim.Adam(
         [vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    batch = min(settings.batch, len(tokens))
-    steps = settings.steps or max(1, 2 * len(tokens) // batch)
+    batches = _batches(tokens, settings, generator)
+    steps = settings.steps or max(1, 2 * len(tokens) // settings.batch)
+    clean = _CleanOutputs(suspect, plain)
     losses: list[Tensor] = []
-    order: list[int] = []
+    left = torch.arange(settings.restarts)
     for step in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(len(tokens), generator=generator).tolist()
-        chosen, order = order[:batch], order[batch:]
-        terms = apply(suspect, anchor, tokens[chosen], clean[chosen], vectors, settings.padding)
+        chosen = next(batches)
+        terms = apply(
+            suspect, anchor, tokens[chosen], clean(chosen), vectors[left], settings.padding
+        )
         loss = terms.loss(settings).mean(1)
         optimiser.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         assert vectors.grad is not None
-        vectors.grad[~torch.isfinite(loss.detach())] = 0.0  # run away: leave it there
+        vectors.grad[left[~torch.isfinite(loss.detach().cpu())]] = 0.0  # run away: leave it there
         optimiser.step()
-        losses.append(loss.detach().cpu())
+        losses.append(torch.full((settings.restarts,), torch.nan))
+        losses[-1][left] = loss.detach().cpu()
         if progress is not None:
             progress(step + 1, steps)
-        if _stands_still(losses, settings):
+        if _stands_still(losses, left, settings):
             break
-    found = vectors.detach()
+        if settings.halving and (step + 1) % settings.halving == 0 and step + 1 < steps:
+            left = _better_half(losses, left, settings.halving)
+    found = vectors.detach()[left]
     if not torch.isfinite(found).all(1).any() or not torch.isfinite(losses[-1]).any():
         raise MeasurementError(
             f"the outputs of {suspect.name} are not finite: copy or download the model again."
         )
     if progress is not None:
         progress(steps, steps)
-    return Inversion(found, torch.stack(losses))
+    return Inversion(found, torch.stack(losses), tuple(left.tolist()))
+
+
+class _CleanOutputs:
+    """Outputs of ordinary prompts, each computed when first asked for and kept."""
+
+    def __init__(self, encoder: TextEncoder, tokens: Tokens) -> None:
+        self._encoder, self._tokens = encoder, tokens
+        self._kept: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Of some prompts, `(prompt, features)`."""
+        new = [row for row in rows.tolist() if row not in self._kept]
+        if new:
+            outputs = self._encoder.run(self._tokens[new]).pooled.float()
+            self._kept.update(zip(new, outputs, strict=True))
+        return torch.stack([self._kept[row] for row in rows.tolist()])
+
+
+def _batches(tokens: Tokens, settings: Settings, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of each step's prompts, every prompt about once a pass.
+
+    Where padding does not count, prompts of like length share a batch, or a third of what runs
+    would be padding.
+    """
+    n, size = len(tokens), min(settings.batch, len(tokens))
+    while True:
+        order = torch.randperm(n, generator=generator)[: n - n % size]
+        if not settings.padding:
+            order = order[tokens.lengths.cpu()[order].argsort(stable=True)]
+        batches = order.view(-1, size)
+        yield from batches[torch.randperm(len(batches), generator=generator)]
+
+
+def _better_half(losses: list[Tensor], left: Tensor, window: int) -> Tensor:
+    """The restarts with the lower mean loss of late, those that ran away last."""
+    late = torch.stack(losses[-window // 2 :]).mean(0)[left].nan_to_num(torch.inf)
+    return left[late.argsort()[: max(1, len(left) // 2)]].sort().values
 
 
 def _starts(encoder: TextEncoder, restarts: int, generator: torch.Generator) -> Tensor:
@@ -153,11 +213,11 @@ def _starts(encoder: TextEncoder, restarts: int, generator: torch.Generator) -> 
     return (table.mean(0) + drawn * table.std(0)).clone()
 
 
-def _stands_still(losses: list[Tensor], settings: Settings) -> bool:
-    """Whether the last `patience` steps were no better than those before, for every restart."""
+def _stands_still(losses: list[Tensor], left: Tensor, settings: Settings) -> bool:
+    """Whether the last `patience` steps were no better than those before, for any restart left."""
     window = settings.patience
     if not window or len(losses) < 2 * window or len(losses) % (window // 4 or 1):
         return False
     last = torch.stack(losses[-window:]).mean(0)
     before = torch.stack(losses[-2 * window : -window]).mean(0)
-    return not bool((before - last > settings.tolerance).any())
+    return not bool((before - last > settings.tolerance)[left].any())

@@ -21,6 +21,8 @@ from gazeguard.methods.amdet.surface import Surface, surface
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.types import Finding, Verdict
 
+_KIN = 256  # prompts that tell whether an anchor belongs to a suspect
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderScan:
@@ -31,9 +33,9 @@ class EncoderScan:
         gates: the four gates with their values.
         held: the most suspicious embedding on held-out prompts.
         surface: the landscape around it.
-        vectors: float32 `(restart, width)`, all embeddings.
+        vectors: float32 `(restart, width)`, the embeddings that were searched to the end.
         best: which of them is the most suspicious.
-        scores: the score of each restart.
+        scores: the score of each.
         losses: float32 `(step, restart)` of the search.
         tokens, prompts: nearest vocabulary tokens to the embedding, nearest prompts to its target.
     """
@@ -92,22 +94,21 @@ def scan_encoder(
     held_in = len(used) - round(settings.held_out * len(used))
     plain = suspect.tokenise(used)
     _same_tokens(suspect, anchor, used)
-    clean = clean_outputs(suspect, plain, settings.rows)
     clean_anchor = clean_outputs(anchor, plain, settings.rows)
-    _kin(clean, clean_anchor, suspect, anchor, settings)
+    few = plain[:_KIN]
+    _kin(clean_outputs(suspect, few, settings.rows), clean_anchor[:_KIN], suspect, anchor, settings)
 
     tokens = suspect.tokenise(used, slot=True)
-    found = invert(suspect, anchor, tokens[:held_in], clean[:held_in], settings, progress)
-    rest, rest_clean = tokens[held_in:], clean[held_in:]
-    judged = held_out(suspect, anchor, rest, rest_clean, found.vectors, settings)
+    found = invert(suspect, anchor, tokens[:held_in], plain[:held_in], settings, progress)
+    judged = held_out(suspect, anchor, tokens[held_in:], found.vectors, settings)
     usable = [i for i, held in enumerate(judged) if held.finite]
     if not usable:
         raise MeasurementError(
             f"the outputs of {suspect.name} are not finite: copy or download the model again."
         )
     best = max(usable, key=lambda i: judged[i].score)
-    few = settings.surface_prompts
-    shape = surface(suspect, anchor, rest[:few], rest_clean[:few], found.vectors[best], settings)
+    behind = slice(held_in, held_in + settings.surface_prompts)
+    shape = surface(suspect, anchor, tokens[behind], plain[behind], found.vectors[best], settings)
     gates = gates_of(judged[best], shape.positive, constants)
     verdict = decide(judged[best], gates, settings, references)
     near_tokens = nearest_tokens(suspect, found.vectors[best])

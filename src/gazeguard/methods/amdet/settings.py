@@ -1,8 +1,9 @@
 """Settings of AMDET, with the published values as defaults where nothing else is said.
 
 Paper: https://arxiv.org/abs/2512.00343. Where its text and its public code differ (weights 1, 1, 5
-against 0.1, 0.1) these are the code's. Ours by default: four restarts, an early stop, words without
-padding, a grid of 16 x 16. `Settings.published()` has the published ones throughout.
+against 0.1, 0.1) these are the code's. Ours by default: four restarts of which the better half
+goes on, an early stop, words without padding in batches of like length, a grid of 16 x 16.
+`Settings.published()` has the published ones throughout.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Settings:
         patience: stop when so many steps improved no restart's mean loss by `tolerance`; 0 never.
         tolerance: of the loss, see `patience`.
         restarts: embeddings that are optimised side by side, from different starts.
+        halving: after each so many steps the worse half of the restarts is dropped, down to one;
+            0 keeps all.
         prompts: at most so many are used.
         held_out: share of the prompts that only judge.
         padding: whether padding counts as tokens in the assimilation (in the paper it does).
@@ -73,9 +76,10 @@ class Settings:
     weight_decay: float = 1e-5
     batch: int = 10
     steps: int | None = None
-    patience: int = 100
+    patience: int = 50
     tolerance: float = 0.005
     restarts: int = 4
+    halving: int = 50
     prompts: int = 4000
     held_out: float = 0.2
     padding: bool = False
@@ -90,7 +94,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {"batch": 1, "restarts": 1, "points": 3, "surface_prompts": 1, "rows": 1}
-        least |= {"prompts": 2, "patience": 0, "min_prompts": 2}
+        least |= {"prompts": 2, "patience": 0, "halving": 0, "min_prompts": 2}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise UsageError(
@@ -106,6 +110,7 @@ class Settings:
         """One restart without early stop, padding counted, a grid of 50 x 50, seed 42."""
         as_published: dict[str, Any] = {
             "restarts": 1,
+            "halving": 0,
             "patience": 0,
             "padding": True,
             "points": 50,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gazeguard.methods.amdet.inversion import apply
+from gazeguard.methods.amdet.inversion import apply, clean_outputs
 from gazeguard.methods.amdet.settings import Settings
 from gazeguard.models.encoders.encoder import TextEncoder, Tokens
 from gazeguard.signals.landscape import curvatures, directions, offsets, positive_share
@@ -36,7 +36,7 @@ def surface(
     suspect: TextEncoder,
     anchor: TextEncoder,
     tokens: Tokens,
-    clean: Tensor,
+    plain: Tokens,
     vector: Tensor,
     settings: Settings,
 ) -> Surface:
@@ -49,10 +49,11 @@ def surface(
         suspect: the encoder in question.
         anchor: the clean one.
         tokens: the prompts behind each point, with a slot.
-        clean: their outputs without the embedding.
+        plain: the same without.
         vector: `(width,)`.
         settings: points, extent, rows and the loss's weights are used.
     """
+    clean = clean_outputs(suspect, plain, settings.rows)
     centre = vector.detach().clone().requires_grad_()
     at_centre = apply(suspect, anchor, tokens, clean, centre[None], settings.padding)
     (gradient,) = torch.autograd.grad(at_centre.loss(settings).mean(), centre)

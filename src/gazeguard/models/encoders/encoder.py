@@ -35,9 +35,14 @@ class Tokens:
         """Some prompts, at the same length."""
         return Tokens(self.ids[rows], self.real[rows])
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each prompt without padding, `(prompt,)`."""
+        return self.real.sum(1)
+
     def cut(self) -> Tokens:
         """Without the padding that all prompts share."""
-        longest = int(self.real.sum(1).max())
+        longest = int(self.lengths.max())
         return Tokens(self.ids[:, :longest], self.real[:, :longest])
 
     def repeated(self, times: int) -> Tokens:
