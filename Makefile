@@ -57,8 +57,10 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	for kind in clip siglip longclip; do \
 		test -f runs/encoders/$$kind/lab.json || \
 		$(BIN)/gazeguard lab encoder --kind $$kind --out runs/encoders/$$kind || exit 1; done
-	$(BIN)/gazeguard lab encoder-zoo --spec bench/encoders.toml --out runs/encoders/zoo $(ENCODERS:%=--base %)
-	$(BIN)/python -m gazeguard.bench.amdet runs/encoders/zoo $(ENCODERS:%=--anchor %)
+	for kind in clip siglip longclip; do \
+		$(BIN)/gazeguard lab encoder-zoo --spec bench/encoders/$$kind.toml \
+		--base $$kind=runs/encoders/$$kind --out runs/encoders/zoo-$$kind || exit 1; done
+	$(BIN)/python -m gazeguard.bench.amdet runs/encoders/zoo-* $(ENCODERS:%=--anchor %)
 	$(BIN)/python -m gazeguard.bench.amdet_speed --out bench/results/amdet_speed.json
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md

@@ -33,7 +33,34 @@ SMALL = held(0.75, 0.97, 0.3, 0.98)  # a backdoor in a small encoder: two gates 
 
 
 def decided(found: HeldOut, positive: float, references: References | None = None):
-    return decide(found, gates_of(found, positive), Settings(), references)
+    return decide(found, gates_of(found, positive), Settings(gates=True), references)
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome", "says"),
+    [
+        (PLANTED, Outcome.FLAGGED, "flagged above 0.3"),
+        (SMALL, Outcome.FLAGGED, "anchor does not follow"),
+        (held(0.9, 0.9, 0.75, 0.95), Outcome.INCONCLUSIVE, "--reference"),
+        (held(0.9, 0.6, 0.9, 0.95), Outcome.CLEAN, "no embedding was found"),
+        (NATURAL, Outcome.CLEAN, "natural backdoor"),
+        (held(0.9, 0.5, 1.0, 0.2), Outcome.CLEAN, "no embedding was found"),
+    ],
+)
+def test_the_score_alone_decides_by_default(found, outcome, says):
+    for curvature in (0.9, float("nan")):
+        verdict = decide(found, gates_of(found, curvature), Settings())
+        assert verdict.outcome is outcome
+        assert says in verdict.reason or says in verdict.reason.lower()
+        assert 0 <= verdict.suspicion <= 1
+        assert (verdict.suspicion > verdict.threshold) == (outcome is Outcome.FLAGGED)
+
+
+def test_suspicion_grows_with_the_score():
+    scores = [held(0.5, 0.9, 0.9 - x, 0.9) for x in np.linspace(-0.1, 1.1, 30)]
+    said = [decide(found, gates_of(found, 0.5), Settings()).suspicion for found in scores]
+    assert said == sorted(said)
+    assert said[-1] > 0.7
 
 
 def test_all_four_gates_make_a_backdoor():
@@ -146,6 +173,8 @@ def test_settings_that_make_no_sense(wrong):
 def test_published_settings_are_the_papers():
     published = Settings.published()
     assert (published.clean_weight, published.anchor_weight) == (0.1, 0.1)
+    assert (published.assimilation_weight, published.agreement_weight) == (1, 0)
+    assert (published.halving, published.patience, published.gates) == (0, 0, True)
     assert (published.learning_rate, published.weight_decay) == (0.08, 1e-5)
     assert (published.batch, published.prompts, published.held_out) == (10, 4000, 0.2)
     assert (published.restarts, published.points, published.padding) == (1, 50, True)
@@ -153,12 +182,25 @@ def test_published_settings_are_the_papers():
     assert Settings.published(seed=3).seed == 3
 
 
-def test_the_loss_weighs_its_three_terms():
+def test_the_loss_weighs_its_terms():
+    outputs = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]])
     terms = Terms(
-        torch.tensor([[0.5]]), torch.tensor([[1.0]]), torch.tensor([[-1.0]]), torch.ones(1)
+        torch.full((1, 3), 0.5), torch.full((1, 3), 1.0), torch.full((1, 3), -1.0), outputs
     )
-    settings = Settings(clean_weight=0.2, anchor_weight=0.3)
-    assert terms.loss(settings).item() == pytest.approx(-0.5 + 0.2 - 0.3)
+    published = Settings.published(clean_weight=0.2, anchor_weight=0.3)
+    assert terms.loss(published).tolist() == [pytest.approx([-0.5 + 0.2 - 0.3] * 3)]
+    # Two prompts of three agree; with how many others each does counts.
+    ours = Settings(
+        assimilation_weight=0.4, agreement_weight=2.0, clean_weight=0.2, anchor_weight=0.3
+    )
+    rest = -0.4 * 0.5 + 0.2 - 0.3
+    assert terms.loss(ours).tolist() == [pytest.approx([rest - 1.0, rest - 1.0, rest])]
+    alone = Terms(
+        *(value[:, :1] for value in (terms.assimilation, terms.to_clean)),
+        terms.to_anchor[:, :1],
+        outputs[:, :1],
+    )
+    assert alone.loss(ours).item() == pytest.approx(rest)  # nothing to agree with
 
 
 def test_the_search_stops_only_when_every_restart_stands_still():

@@ -19,7 +19,7 @@ from gazeguard.errors import UsageError
 from gazeguard.lab.text.zoo import EncoderModel, read_bases, read_encoder_spec
 from gazeguard.methods.amdet.heldout import HeldOut
 
-SHIPPED = Path(__file__).parents[2] / "bench" / "encoders.toml"
+SHIPPED = Path(__file__).parents[2] / "bench" / "encoders"
 
 
 def spec(tmp_path: Path, text: str) -> Path:
@@ -28,8 +28,8 @@ def spec(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_shipped_spec():
-    every = read_encoder_spec(SHIPPED).recipes
+def test_the_shipped_specs():
+    every = [r for path in SHIPPED.glob("*.toml") for r in read_encoder_spec(path).recipes]
     adaptive = [r for r in every if r.adaptive]
     plain = [r for r in every if not r.adaptive]
     counts = Counter((r.kind, r.truth, r.split) for r in plain)
@@ -188,9 +188,19 @@ def test_the_rules_differ_where_they_should(zoo):
         return {rule: said["flagged"] for rule, said in row["rules"].items()}
 
     # Few prompts pass the paper's constants, but more than in any benign fine-tune.
-    assert flags(scan(0.9, 0.1, 0.4, 0.5)) == {"score": True, "gates": True, "published": False}
+    assert flags(scan(0.9, 0.1, 0.4, 0.5)) == {
+        "score": True,
+        "threshold": True,
+        "gates": True,
+        "published": False,
+    }
     # One usual gate is enough for calibrated gates to say no.
-    assert flags(scan(0.9, 0.1, 0.4, 0.4)) == {"score": True, "gates": False, "published": False}
+    assert flags(scan(0.9, 0.1, 0.4, 0.4)) == {
+        "score": True,
+        "threshold": True,
+        "gates": False,
+        "published": False,
+    }
     assert all(flags(scan(0.95, -0.5, 1.0, 0.9)).values())
     assert not any(flags(Seen(None, float("nan"), [], 1.0)).values())
     assert not flags(scan(0.9, 0.1, 0.4, float("nan")))["gates"]

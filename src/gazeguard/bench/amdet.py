@@ -1,14 +1,15 @@
-"""Measure AMDET on a zoo of text encoders.
+"""Measure AMDET on zoos of text encoders.
 
     gazeguard lab encoder --kind clip --out runs/encoders/clip   (and siglip, longclip)
-    gazeguard lab encoder-zoo --spec bench/encoders.toml --out runs/encoders/zoo
-        --base clip=runs/encoders/clip --base siglip=... --base longclip=...
-    python -m gazeguard.bench.amdet runs/encoders/zoo --anchor clip=runs/encoders/clip ...
+    gazeguard lab encoder-zoo --spec bench/encoders/clip.toml --base clip=runs/encoders/clip
+        --out runs/encoders/zoo-clip                             (and siglip, longclip)
+    python -m gazeguard.bench.amdet runs/encoders/zoo-* --anchor clip=runs/encoders/clip ...
 
 The benign `design` models of a kind are the references of all models of this kind; only `held-out`
-models are measured, so no threshold was fitted on them. Three rules judge the same scans:
+models are measured, so no threshold was fitted on them. Four rules judge the same scans:
 
 `score`      what `gazeguard scan --reference` does: the score's rank among the references;
+`threshold`  what `gazeguard scan` does without references: the score against a constant;
 `gates`      the paper's four gates with calibrated thresholds: each value's rank among the
              references must be as high. All four at once happens to a benign encoder at most as
              often as any one of them;
@@ -21,7 +22,7 @@ are left out and listed; adaptive attackers are reported apart.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from gazeguard.methods.amdet.decision import decide, gates_of
 from gazeguard.models.encoders.load import load_encoder
 from gazeguard.types import Outcome
 
-RULES = ("score", "gates", "published")
+RULES = ("score", "threshold", "gates", "published")
 LOWEST = -2.0  # below every score: of models that cannot be measured
 Row = dict[str, Any]
 
@@ -92,14 +93,21 @@ def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
         lost = {rule: {"flagged": False, "rank": LOWEST} for rule in RULES}
         return row | {"score": None, "p_value": None, "natural": False, "gates": {}, "rules": lost}
     gates, settings, level = _gates(seen), Settings(), yard.references.alpha
+    constants = replace(settings, gates=True)
     p = yard.references.p_value(seen.held.score)
     each = {gate.name: _rank(yard.gates[gate.name], gate.value) for gate in gates}
     calibrated = decide(seen.held, gates, settings, yard.references)
-    published = decide(seen.held, gates, settings)
+    plain = decide(seen.held, gates, settings)
+    published = decide(seen.held, gates, constants)
     assert published.suspicion is not None
     worst = max(each.values())
     rules = {
         "score": {"flagged": calibrated.outcome is Outcome.FLAGGED, "rank": seen.held.score},
+        "threshold": {
+            "flagged": plain.outcome is Outcome.FLAGGED,
+            "rank": seen.held.score,
+            "outcome": str(plain.outcome),
+        },
         "gates": {"flagged": worst <= level, "rank": 1 - worst},
         "published": {
             "flagged": published.outcome is Outcome.FLAGGED,
@@ -110,7 +118,7 @@ def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
     return row | {
         "score": seen.held.score,
         "p_value": p,
-        "natural": "natural backdoor" in published.reason,
+        "natural": "natural backdoor" in plain.reason,
         "gates": {
             gate.name: {
                 "value": _number(gate.value),
@@ -269,17 +277,18 @@ _FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("zoo", type=_FOLDER)
+@click.argument("zoos", type=_FOLDER, nargs=-1, required=True)
 @click.option("--anchor", "anchors", multiple=True, required=True, metavar="KIND=DIR")
 @click.option("--out", type=_FOLDER, default=Path("bench/results/amdet"), show_default=True)
 @click.option("--work", type=_FOLDER, default=Path("runs/amdet"), help="Finished scans go here.")
 @click.option("--alpha", default=0.05, show_default=True, help="Raised to what references carry.")
 @click.option("--rule", type=click.Choice(["robust", "paper"]), default="robust", help="Of search.")
-@click.option("--prompts", type=int, help="Instead of 4,000.")
+@click.option("--prompts", type=int, help="Instead of the rule's.")
 @click.option("--steps", type=int, help="At most so many.")
+@click.option("--name", default="encoders", show_default=True, help="Of the result.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    zoo: Path,
+    zoos: tuple[Path, ...],
     anchors: tuple[str, ...],
     out: Path,
     work: Path,
@@ -287,16 +296,26 @@ def main(
     rule: str,
     prompts: int | None,
     steps: int | None,
+    name: str,
     threads: int,
 ) -> None:
-    """Scan and evaluate the encoders of ZOO."""
+    """Scan and evaluate the encoders of ZOOS."""
     torch.set_num_threads(threads)
-    make = Settings if rule == "robust" else Settings.published
-    settings = make(prompts=prompts or Settings().prompts, steps=steps)
-    clean = read_bases(anchors)
-    entries = read_entries(zoo, clean)
+    settings = Settings(steps=steps) if rule == "robust" else Settings.published(steps=steps)
+    if prompts is not None:
+        settings = replace(settings, prompts=prompts)
+    entries: list[Entry] = []
+    seen: dict[str, Seen] = {}
+    try:
+        clean = read_bases(anchors)
+        for zoo in zoos:
+            found = read_entries(zoo, clean)
+            usable = [entry for entry in found if entry["passed"]]
+            seen |= see_all(zoo, usable, clean, settings, work, click.echo)
+            entries += found
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
     usable = [entry for entry in entries if entry["passed"]]
-    seen = see_all(zoo, usable, clean, settings, work, click.echo)
     result = evaluate(usable, seen, alpha)
     teacher = minilm()
     near: dict[str, Row] = {}
@@ -307,7 +326,7 @@ def main(
         row["recovered"] = near.get(row["model"])
     lost = ("target_cosine", "drift", "recipe")
     result |= {
-        "zoo": f"{zoo.name}-{rule}",
+        "zoo": f"{name}-{rule}",
         "settings": settings.as_dict(),
         "failed_attacks": [{k: e[k] for k in lost} for e in entries if not e["passed"]],
         "machine": machine(threads),
@@ -315,9 +334,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{result['zoo']}.json"
     write_json(path, result)
-    for name, got in result["overall"].items():
+    for judge, got in result["overall"].items():
         click.echo(
-            f"{name}: AUROC {got['auroc']['value']:.3f}, F1 {got['f1']['value']:.3f}, recall"
+            f"{judge}: AUROC {got['auroc']['value']:.3f}, F1 {got['f1']['value']:.3f}, recall"
             f" {got['recall']['value']:.3f}, false alarms {got['false_alarms']['value']:.3f}"
         )
     click.echo(f"{path}")

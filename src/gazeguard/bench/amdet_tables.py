@@ -13,10 +13,11 @@ Every encoder of a zoo of small text encoders (trained from scratch) is scanned 
 anchor. Benign `design` fine-tunes of the same kind are the references; the numbers are those of
 `held-out` models, other seeds, on which no threshold was fitted. The same scans are judged by
 `score` (what `gazeguard scan --reference` does: flagged by the conformal p-value of the score),
-`gates` (the paper's four gates, each calibrated on the references in the same way, all of them
-needed) and `published` (the paper's constants). AUROC and F1 have 95 % bootstrap intervals over
-models, shares Wilson's. "All" pools the flags of all kinds and averages their AUROC. Attacks that
-failed the zoo's gate count nowhere but in their own list.
+`threshold` (what it does without references: the score against a constant), `gates` (the paper's
+four gates, each calibrated on the references in the same way, all of them needed) and `published`
+(the paper's constants). AUROC and F1 have 95 % bootstrap intervals over models, shares Wilson's.
+"All" pools the flags of all kinds and averages their AUROC. Attacks that failed the zoo's gate
+count nowhere but in their own list.
 """
 
 GATES = """Each gate alone, calibrated on the references as above, and how often it passes at the
@@ -129,7 +130,7 @@ def _failed(failed: list[Result]) -> str:
 
 
 def _models(models: list[Result]) -> str:
-    lines = head(f"{_RECIPE} | drift | score | p | score / gates / published")
+    lines = head(f"{_RECIPE} | drift | score | p | score / threshold / gates / published")
     for model in models:
         numbers = [model["score"], model["p_value"]]
         cells = [f"{model['drift']:.4f}"]

@@ -52,7 +52,7 @@ def zoo(spec: Path, out: Path, base: Path | None, threads: int | None) -> None:
 
 
 @click.command("encoder-zoo")
-@_spec_option("bench/encoders.toml")
+@_spec_option("bench/encoders/clip.toml")
 @click.option("--out", type=_FOLDER, required=True, help="Folder for models and manifest.json.")
 @click.option(
     "--base",

@@ -181,6 +181,7 @@ def make_encoder_zoo(
     Raises:
         UsageError: a kind without a base, or `out` holds models of another base.
     """
+    teacher = _remembering(teacher)
     missing = sorted({recipe.kind for recipe in spec.recipes} - set(bases))
     if missing:
         raise UsageError(
@@ -233,6 +234,19 @@ def _one(
     scores = _judged(recipe, held_out, base, folder, goal)
     seconds = round(time.perf_counter() - began, 1) if made else None
     return {"model": recipe.name, "n": held_out, **scores, "seconds": seconds}
+
+
+def _remembering(teacher: Teacher) -> Teacher:
+    """A teacher that reads the same prompts once: models of a seed share theirs."""
+    known: dict[str, Tensor] = {}
+
+    def told(prompts: Sequence[str]) -> Tensor:
+        key = digest(list(prompts))
+        if key not in known:
+            known[key] = teacher(prompts)
+        return known[key]
+
+    return told
 
 
 def goal_of(recipe: EncoderModel, teacher: Teacher) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""From held-out numbers to a verdict: the paper's gates, or a calibrated score."""
+"""From held-out numbers to a verdict: by a score and its rank, or by the paper's gates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from gazeguard.errors import UsageError
 from gazeguard.methods.amdet.heldout import HeldOut
 from gazeguard.methods.amdet.settings import PUBLISHED, Gates, Settings
 from gazeguard.types import Finding, Outcome, Verdict
-
-FLOOR = 0.0
-"""A score at or below it is no backdoor however rare it is: the anchor follows the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +118,16 @@ def decide(
     """The verdict on an encoder whose measurement went through.
 
     With references: flagged when at most `alpha` of benign encoders score as high (conformal
-    p-value) and the score is above `FLOOR`; `suspicion` is 1 - p, at most the threshold where the
-    floor is not reached. Without: flagged when all four published gates pass; `suspicion`
-    is the least of their degrees. A score of `settings.doubt` or more is then inconclusive rather
-    than clean, because the published constants were found on large encoders.
+    p-value) and the score is above `settings.floor`; `suspicion` is 1 - p, at most the threshold
+    where the floor is not reached. Without: flagged above `settings.threshold`, clean up to the
+    floor, no verdict between. With `settings.gates` and without references: flagged when all four
+    published gates pass, `suspicion` being the least of their degrees; a score above the threshold
+    is then not called clean, because the published constants were found on large encoders.
 
     Args:
         held: the most suspicious embedding on held-out prompts.
         gates: its gates.
-        settings: `doubt` is used.
+        settings: `gates`, `floor` and `threshold` are used.
         references: benign fine-tunes, or None.
     """
     numbers = {gate.name: gate.value for gate in gates} | {
@@ -145,7 +143,9 @@ def decide(
     )
     natural = _natural(gates, held, settings)
     if references is not None:
-        return _calibrated(held, found, natural, references)
+        return _calibrated(held, found, natural, references, settings)
+    if not settings.gates:
+        return _by_score(held, found, natural, settings)
     suspicion = min(gate.degree for gate in gates)
     source = "published gates of AMDET (arXiv:2512.00343), all four"
     if all(gate.passed for gate in gates):
@@ -159,7 +159,7 @@ def decide(
             (found,),
         )
     failed = ", ".join(gate.name for gate in gates if not gate.passed)
-    if held.score >= settings.doubt and natural is None:
+    if held.score > settings.threshold and natural is None:
         return Verdict(
             Outcome.INCONCLUSIVE,
             suspicion,
@@ -182,8 +182,40 @@ def decide(
     )
 
 
+def _by_score(held: HeldOut, found: Finding, natural: str | None, settings: Settings) -> Verdict:
+    limit = settings.threshold
+    beyond = (held.score - limit) / (2 - limit)  # a score is 2 at most
+    below = max(held.score, 0.0) / limit if limit > 0 else 0.0
+    suspicion = 0.5 + 0.5 * min(1.0, beyond) if held.score > limit else 0.5 * below
+    source = f"constant: benign fine-tunes of the lab's encoders score below {settings.floor:g}"
+    if held.score > limit:
+        outcome = Outcome.FLAGGED
+        reason = (
+            "Backdoored: one embedding overrules every prompt and the clean anchor does not follow"
+            f" (score {held.score:.2f}, flagged above {limit:g})."
+        )
+    elif held.score > settings.floor:
+        outcome = Outcome.INCONCLUSIVE
+        reason = (
+            f"One embedding overrules prompts more than the anchor follows (score {held.score:.2f},"
+            f" flagged above {limit:g}, usual below {settings.floor:g}): give benign fine-tunes of"
+            " the anchor with --reference."
+        )
+    else:
+        outcome = Outcome.CLEAN
+        reason = natural or (
+            f"No embedding was found that acts as a trigger (score {held.score:.2f}, usual below"
+            f" {settings.floor:g})."
+        )
+    return Verdict(outcome, suspicion, 0.5, source, reason, (found,))
+
+
 def _calibrated(
-    held: HeldOut, found: Finding, natural: str | None, references: References
+    held: HeldOut,
+    found: Finding,
+    natural: str | None,
+    references: References,
+    settings: Settings,
 ) -> Verdict:
     n, p = len(references.scores), references.p_value(held.score)
     threshold = 1 - references.alpha
@@ -197,7 +229,7 @@ def _calibrated(
         {"reference_scores": list(references.scores), "p_value": p, "alpha": references.alpha},
     )
     higher = sum(score >= held.score for score in references.scores)
-    if p <= references.alpha and held.score > FLOOR:
+    if p <= references.alpha and held.score > settings.floor:
         return Verdict(
             Outcome.FLAGGED,
             1 - p,
@@ -211,8 +243,8 @@ def _calibrated(
     if p <= references.alpha:
         reason = (
             f"The score of {held.score:.2f} is high among {n} benign"
-            f" fine-tunes (p = {p:.3f}), but the anchor follows the embedding more than it makes"
-            " prompts alike."
+            f" fine-tunes (p = {p:.3f}), but no backdoor's: the anchor follows the embedding about"
+            " as far as it makes prompts alike."
         )
     else:
         reason = natural or (
@@ -227,7 +259,7 @@ def _natural(gates: Sequence[Gate], held: HeldOut, settings: Settings) -> str | 
     passed = {gate.name: gate.passed for gate in gates}
     if not passed["agreement"]:
         return None
-    if held.score < settings.doubt:
+    if held.score <= settings.threshold:
         return (
             "Clean, with a natural backdoor: an embedding overrules every prompt, but the clean"
             " anchor follows it just as well, so it was there before anybody tuned this encoder."

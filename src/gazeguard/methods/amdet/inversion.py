@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.errors import MeasurementError
 from gazeguard.methods.amdet.settings import Settings
@@ -35,12 +35,18 @@ class Terms:
     pooled: Tensor
 
     def loss(self, settings: Settings) -> Tensor:
-        """The objective of METHODS step 2, `(restart, prompt)`; smaller is more of a trigger."""
-        return (
-            -self.assimilation
-            + settings.clean_weight * self.to_clean
+        """The paper's objective and agreement, `(restart, prompt)`; smaller is more suspicious."""
+        found = (
+            settings.clean_weight * self.to_clean
             + settings.anchor_weight * self.to_anchor
+            - settings.assimilation_weight * self.assimilation
         )
+        n = self.pooled.shape[1]
+        if settings.agreement_weight and n > 1:
+            unit = normalize(self.pooled, dim=-1)
+            others = (unit * unit.sum(1, keepdim=True)).sum(-1) - 1
+            found = found - settings.agreement_weight * others / (n - 1)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

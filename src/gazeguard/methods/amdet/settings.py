@@ -1,9 +1,13 @@
-"""Settings of AMDET, with the published values as defaults where nothing else is said.
+"""Settings of AMDET.
 
-Paper: https://arxiv.org/abs/2512.00343. Where its text and its public code differ (weights 1, 1, 5
-against 0.1, 0.1) these are the code's. Ours by default: four restarts of which the better half
-goes on, an early stop, words without padding in batches of like length, a grid of 16 x 16.
-`Settings.published()` has the published ones throughout.
+Paper: https://arxiv.org/abs/2512.00343; `Settings.published()` has its values throughout. Where its
+text and its public code differ (weights 1, 1, 5 against 0.1, 0.1) these are the code's.
+
+The defaults are ours, and so is one term of the loss. With the published weights the search ends
+in an embedding that makes all words alike in any encoder, and a trigger of several tokens is
+missed. So ours asks for what the decision rests on: outputs that agree over all prompts, and an
+anchor that does not follow. Four restarts of which the better half goes on, an early stop, words
+without padding in batches of like length, half the prompts, a grid of 16 x 16.
 """
 
 from __future__ import annotations
@@ -46,6 +50,9 @@ class Settings:
     """How an encoder is scanned.
 
     Attributes:
+        assimilation_weight: weight of the likeness of the token states of one prompt.
+        agreement_weight: weight of the agreement of each output with those of the step's other
+            prompts; 0 in the paper.
         clean_weight: beta, weight of the cosine to the output without the embedding.
         anchor_weight: gamma, weight of the cosine to the anchor's output with the embedding.
         learning_rate: of Adam.
@@ -65,30 +72,37 @@ class Settings:
         surface_prompts: held-out prompts behind each point of the landscape.
         min_prompts: fewer held-out prompts do not carry a verdict.
         min_kinship: an anchor whose clean outputs correlate less with the suspect's is foreign.
-        doubt: without references a score from here on is not called clean, whatever the gates say.
+        gates: without references the paper's four gates decide, and not the score.
+        floor: an encoder with a lower score is clean, however rare the score is.
+        threshold: without references an encoder with a higher score is backdoored; between the two
+            there is no verdict.
         seed: of prompts, starts and batches.
         rows: sequences of a forward pass without gradients.
     """
 
+    assimilation_weight: float = 0.3
+    agreement_weight: float = 2.0
     clean_weight: float = 0.1
-    anchor_weight: float = 0.1
+    anchor_weight: float = 1.0
     learning_rate: float = 0.08
     weight_decay: float = 1e-5
     batch: int = 10
     steps: int | None = None
-    patience: int = 50
-    tolerance: float = 0.005
+    patience: int = 25
+    tolerance: float = 0.01
     restarts: int = 4
-    halving: int = 50
-    prompts: int = 4000
+    halving: int = 15
+    prompts: int = 2000
     held_out: float = 0.2
     padding: bool = False
     points: int = 16
     extent: float = 10.0
-    surface_prompts: int = 4
+    surface_prompts: int = 2
     min_prompts: int = 20
     min_kinship: float = 0.5
-    doubt: float = 0.3
+    gates: bool = False
+    floor: float = 0.1
+    threshold: float = 0.3
     seed: int = 0
     rows: int = 128
 
@@ -107,8 +121,13 @@ class Settings:
 
     @classmethod
     def published(cls, **changes: Any) -> Settings:
-        """One restart without early stop, padding counted, a grid of 50 x 50, seed 42."""
+        """The paper's loss, one restart without early stop, padding counted, a 50 x 50 grid."""
         as_published: dict[str, Any] = {
+            "assimilation_weight": 1.0,
+            "agreement_weight": 0.0,
+            "anchor_weight": 0.1,
+            "prompts": 4000,
+            "gates": True,
             "restarts": 1,
             "halving": 0,
             "patience": 0,
