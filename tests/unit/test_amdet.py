@@ -163,11 +163,35 @@ def test_too_few_references_are_refused_with_the_number_needed():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"restarts": 0}, {"points": 2}, {"steps": 0}, {"held_out": 1.0}, {"rows": 0}],
+    [
+        {"restarts": 0},
+        {"points": 2},
+        {"steps": 0},
+        {"held_out": 1.0},
+        {"rows": 0},
+        {"floor": 0.4},
+        {"halving": -1},
+    ],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(UsageError, match="must"):
         Settings(**wrong)
+
+
+def test_settings_from_words():
+    words = ["anchor_weight=0", "padding=true", "steps=null", "restarts=2"]
+    found = Settings.read(words)
+    assert found == {"anchor_weight": 0.0, "padding": True, "steps": None, "restarts": 2}
+    assert isinstance(found["anchor_weight"], float)
+    assert Settings.read([]) == {}
+
+
+@pytest.mark.parametrize(
+    "word", ["weight=1", "padding=1", "restarts=2.5", "batch=many", "steps", "=3", "batch=null"]
+)
+def test_words_that_are_no_settings(word):
+    with pytest.raises(UsageError, match="setting|type"):
+        Settings.read([word])
 
 
 def test_published_settings_are_the_papers():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,14 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 )
 @click.option("--seed", type=int, metavar="N", help="Of prompts, starts and batches.")
 @click.option(
+    "--set",
+    "assigned",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting of the search in text encoders, e.g. anchor_weight=0.1; a wrong name "
+    "lists all.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -162,6 +170,7 @@ def scan(
     alpha: float,
     prompts: Path | None,
     rule: str,
+    assigned: tuple[str, ...],
     restarts: int | None,
     steps: int | None,
     points: int | None,
@@ -225,7 +234,7 @@ def scan(
         batch_size=batch_size,
     )
     settings = _settings(
-        rule, restarts=restarts, steps=steps, points=points, prompts=limit, seed=seed
+        rule, assigned, restarts=restarts, steps=steps, points=points, prompts=limit, seed=seed
     )
     try:
         with narrated(verbosity) as console, _progress(console, verbosity) as progress:
@@ -274,10 +283,11 @@ def exit_code(report: ScanReport, fail_on: frozenset[str]) -> int:
     return _errors.CLEAN
 
 
-def _settings(rule: str, **given: int | None) -> Settings:
+def _settings(rule: str, assigned: Sequence[str], **given: int | None) -> Settings:
     from gazeguard.methods.amdet import Settings
 
-    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    chosen = Settings.read(assigned)
+    chosen |= {name: value for name, value in given.items() if value is not None}
     return Settings.published(**chosen) if rule == "paper" else Settings(**chosen)
 
 

@@ -12,6 +12,8 @@ without padding in batches of like length, half the prompts, a grid of 16 x 16.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -116,8 +118,38 @@ class Settings:
                 )
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, not {self.steps}.")
+        if self.floor > self.threshold:
+            raise UsageError(
+                f"floor must be at most threshold, not {self.floor:g} and {self.threshold:g}."
+            )
         if not 0 < self.held_out < 1:
             raise UsageError(f"the held-out share must lie between 0 and 1, not {self.held_out}.")
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> dict[str, Any]:
+        """Changes from words such as `anchor_weight=0.1`, `padding=true` or `steps=null`.
+
+        Raises:
+            UsageError: no such setting, or a value of another type.
+        """
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        found: dict[str, Any] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            if name not in kinds:
+                raise UsageError(
+                    f"'{name}' is no setting of AMDET: use one of {', '.join(sorted(kinds))}."
+                )
+            try:
+                value = json.loads(text)
+            except ValueError:
+                value = text
+            if kinds[name] == "float" and type(value) is int:
+                value = float(value)
+            if type(value).__name__.replace("NoneType", "None") not in kinds[name].split(" | "):
+                raise UsageError(f"'{word}' does not fit: {name} is of type {kinds[name]}.")
+            found[name] = value
+        return found
 
     @classmethod
     def published(cls, **changes: Any) -> Settings:
