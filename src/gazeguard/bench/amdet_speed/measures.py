@@ -17,17 +17,24 @@ from gazeguard.methods.amdet import Settings, scan_encoder
 from gazeguard.methods.amdet.heldout import held_out
 from gazeguard.methods.amdet.inversion import clean_outputs, invert
 from gazeguard.methods.amdet.surface import surface
+from gazeguard.types import Outcome
 
 FASTER, MEMORY = 8.0, 1.5  # targets
 _FEW = 4  # batch-1 passes that stand for all of them
 
+PUBLIC = Settings(
+    prompts=4000, points=50, surface_prompts=1, restarts=1, halving=0, patience=0, padding=True
+)
+"""How the public way works: its amounts of everything, with our loss, so that verdicts compare."""
+
 WAYS = {
     "default": Settings(),
-    "default, no early stop": Settings(patience=0),
-    "one restart, no early stop": Settings(patience=0, restarts=1),
-    "published": Settings.published(),
+    "as many prompts and steps": replace(Settings(), prompts=PUBLIC.prompts, patience=0),
+    "as many prompts, steps and restarts": replace(
+        Settings(), prompts=PUBLIC.prompts, patience=0, restarts=1
+    ),
 }
-"""Ours, as users get it, with as many steps as the public way, and with as many embeddings."""
+"""Ours, as users get it, and with ever more amounts of the public way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class Effort:
     """How much is measured.
 
     Attributes:
-        prompts: of a whole scan of a toy.
+        prompts: at most, of a whole scan of a toy.
         points: of every landscape, a side; None as the settings say.
         repeats: of the units of work.
         counts: prompts of the scans that show scaling.
@@ -60,13 +67,14 @@ def whole_scans(made: Toys, effort: Effort) -> Part:
     """
     prompts = built_in(effort.prompts)
     changes = _coarse(effort)
+    truth = [Outcome.FLAGGED, Outcome.CLEAN]
     seconds: dict[str, list[float]] = {name: [] for name in ("public", *WAYS)}
     outcomes: dict[str, list[str]] = {name: [] for name in seconds}
     steps: dict[str, list[int]] = {name: [] for name in WAYS}
     phases = []
     for suspect in (made.backdoored, made.benign):
         began = time.perf_counter()
-        public = public_scan(suspect, made.anchor, prompts, Settings.published(**changes))
+        public = public_scan(suspect, made.anchor, prompts, replace(PUBLIC, **changes))
         seconds["public"].append(time.perf_counter() - began)
         outcomes["public"].append(str(public.verdict.outcome))
         phases.append(public.seconds)
@@ -93,6 +101,9 @@ def whole_scans(made: Toys, effort: Effort) -> Part:
         same = sum(one == other for one, other in pairs)
         title = f"toys that {name} decides as the public way does, of 2"
         figures.append(Figure(title, "toys", Spread.of([same]), at_least=2))
+        right = sum(said == true for said, true in zip(outcomes[name], truth, strict=True))
+        title = f"toys that {name} decides rightly, of 2"
+        figures.append(Figure(title, "toys", Spread.of([right]), at_least=2))
     raw = {
         "seconds": seconds,
         "outcomes": outcomes,
@@ -110,9 +121,9 @@ def true_shape(shape: Shape, effort: Effort) -> Part:
     steps, so a few of each, times how many there are, is what it takes.
     """
     pair = random_pair(shape)
-    used = Settings().prompts
-    held = round(Settings().held_out * used)
-    steps = 2 * (used - held) // Settings().batch
+    used = PUBLIC.prompts
+    held = round(PUBLIC.held_out * used)
+    steps = 2 * (used - held) // PUBLIC.batch
     parts = {"public": _public_units(pair)} | {
         name: _our_units(pair, settings)
         for name, settings in WAYS.items()
@@ -121,21 +132,27 @@ def true_shape(shape: Shape, effort: Effort) -> Part:
     runs = {f"{way}: {part}": run for way, units in parts.items() for part, run in units.items()}
     taken = interleave(runs, effort.repeats)
     often = {
-        "public": {"step": steps, "held-out": held, "landscape": Settings.published().points ** 2}
-    } | {
-        name: {"step": steps, "held-out": held, "landscape": settings.points**2, "clean": used}
-        for name, settings in WAYS.items()
+        "public": {"search": steps, "held-out": held, "landscape": PUBLIC.points**2},
+        **{
+            name: {
+                **{f"search of {r}": n for r, n in _schedule(settings, steps).items()},
+                "held-out": held,
+                "landscape": settings.points**2,
+                "clean": used,
+            }
+            for name, settings in WAYS.items()
+        },
     }
-    totals = {
-        way: [
-            sum(
-                often[way][part] * taken[f"{way}: {part}"][i] / _amount(way, part)
-                for part in parts[way]
-            )
+
+    def seconds_of(way: str, part: str) -> list[float]:
+        """Of all units whose name begins so, per repeat."""
+        units = [unit for unit in parts[way] if unit.startswith(part)]
+        return [
+            sum(often[way][u] * taken[f"{way}: {u}"][i] / _amount(way, u) for u in units)
             for i in range(effort.repeats)
         ]
-        for way in parts
-    }
+
+    totals = {way: seconds_of(way, "") for way in parts}
     of = f"{shape.layers} layers x {shape.width}"
     figures = [
         Figure(f"{of}, public way: whole scan, from its parts", "s", Spread.of(totals["public"]))
@@ -152,12 +169,9 @@ def true_shape(shape: Shape, effort: Effort) -> Part:
             )
         )
         for part in parts["public"]:
-            each = {
-                w: [s * often[w][part] / _amount(w, part) for s in taken[f"{w}: {part}"]]
-                for w in ("public", way)
-            }
             name = f"{of}, public way / {way}: {part}"
-            figures.append(Figure(name, "x", ratio(each["public"], each[way])))
+            both = seconds_of("public", part), seconds_of(way, part)
+            figures.append(Figure(name, "x", ratio(*both)))
     return figures, {"seconds": taken, "whole_scan_seconds": totals}
 
 
@@ -178,14 +192,14 @@ def scaling(effort: Effort, depth: int) -> Part:
         once(f"4 layers x 128, 1 restart: whole scan of {n:,} prompts", run)
     few = min(effort.counts)
     for r in effort.restarts:
-        settings = Settings(prompts=few, restarts=r, patience=0, **_coarse(effort))
+        settings = Settings(prompts=few, restarts=r, halving=0, patience=0, **_coarse(effort))
         run = partial(scan_encoder, small.suspect, small.anchor, prompts, settings)
         once(f"4 layers x 128, {r} restarts: whole scan of {few:,} prompts", run)
     for width in effort.widths:
         pair = random_pair(Shape(width, depth, width // 64, 2000))
-        units = _our_units(pair, WAYS["one restart, no early stop"])
-        units["step"]()
-        once(f"{depth} layers x {width}, 1 restart: a step of the search", units["step"])
+        search = _our_units(pair, replace(Settings(), restarts=1))["search of 1"]
+        search()
+        once(f"{depth} layers x {width}, 1 restart: {_STEPS} steps of the search", search)
     return shown, {}
 
 
@@ -215,24 +229,37 @@ def _coarse(effort: Effort) -> dict[str, Any]:
     return {} if effort.points is None else {"points": effort.points}
 
 
-_STEPS, _JUDGED, _PLACES, _PLAIN = 1, 8, 4, 32
+_JUDGED, _PLACES, _PLAIN = 40, 4, 120
+_STEPS = _PLAIN // PUBLIC.batch  # a whole pass, so that prompts of every length are in it
 
 
 def _amount(way: str, part: str) -> int:
     """How many of a part one call of its unit does."""
+    if part.startswith("search"):
+        return 1 if way == "public" else _STEPS
     if way == "public":
-        return 1 if part == "step" else _FEW
-    return {"step": _STEPS, "held-out": _JUDGED, "landscape": _PLACES**2, "clean": _PLAIN}[part]
+        return _FEW
+    return {"held-out": _JUDGED, "landscape": _PLACES**2, "clean": _PLAIN}[part]
+
+
+def _schedule(settings: Settings, steps: int) -> dict[int, int]:
+    """How many of `steps` the search does with how many restarts."""
+    left, found = settings.restarts, {}
+    while settings.halving and left > 1 and steps > settings.halving:
+        found[left] = settings.halving
+        steps -= settings.halving
+        left //= 2
+    return {**found, left: steps}
 
 
 def _public_units(pair: Pair) -> dict[str, Callable[[], object]]:
     prompts = built_in(_PLAIN)
     slotted, plain = (pair.suspect.tokenise(prompts, slot=slot) for slot in (True, False))
-    way = PublicWay(pair.suspect, pair.anchor, slotted, plain, Settings.published())
+    way = PublicWay(pair.suspect, pair.anchor, slotted, plain, PUBLIC)
     vector = pair.suspect.embeddings[0].clone()
     rows: Sequence[int] = range(len(prompts))
     return {
-        "step": partial(way.search, rows, vector, 1),
+        "search": partial(way.search, rows, vector, 1),
         "held-out": partial(way.judge, rows[:_FEW], vector),
         "landscape": partial(way.landscape, 0, vector, _FEW),
     }
@@ -242,20 +269,26 @@ def _our_units(pair: Pair, settings: Settings) -> dict[str, Callable[[], object]
     suspect, anchor = pair.suspect, pair.anchor
     prompts = built_in(_PLAIN)
     slotted, plain = (suspect.tokenise(prompts, slot=slot) for slot in (True, False))
-    vectors = suspect.embeddings[: settings.restarts].clone()
+    vectors = suspect.embeddings[:1].clone()
     few = settings.surface_prompts
-    step = replace(settings, steps=_STEPS)
     grid = replace(settings, points=_PLACES)
 
-    def both_clean() -> None:
-        for encoder in (suspect, anchor):
-            clean_outputs(encoder, plain, settings.rows)
-
     return {
-        "step": partial(invert, suspect, anchor, slotted, plain, step),
+        **{
+            f"search of {r}": partial(
+                invert,
+                suspect,
+                anchor,
+                slotted,
+                plain,
+                replace(settings, steps=_STEPS, restarts=r, halving=0),
+            )
+            for r in _schedule(settings, 10 * _STEPS)
+        },
         "held-out": partial(held_out, suspect, anchor, slotted[:_JUDGED], vectors, settings),
         "landscape": partial(
             surface, suspect, anchor, slotted[:few], plain[:few], vectors[0], grid
         ),
-        "clean": both_clean,
+        # The suspect's are part of the search.
+        "clean": partial(clean_outputs, anchor, plain, settings.rows),
     }
