@@ -54,7 +54,7 @@ def test_the_trigger_is_recovered_and_saved(report: ScanReport, out: Path, toys:
     model = report.models[0]
     assert model.numbers["nearest_tokens"][0][0] == PLANTED
     tensors = load_file(out / model.files["recovered trigger and target"])
-    assert tensors["restarts"].shape == (2, 64)
+    assert tensors["restarts"].shape == (1, 64)  # the other was dropped
     assert tensors["target"].norm().item() == pytest.approx(model.numbers["unity"], abs=1e-4)
     loadable = load_file(out / model.files["textual inversion"])
     assert list(loadable) == ["<gazeguard-trigger>"]
@@ -64,10 +64,17 @@ def test_the_trigger_is_recovered_and_saved(report: ScanReport, out: Path, toys:
     assert torch.cosine_similarity(own, tensors["trigger"], dim=0) > 0.4
 
 
-def test_without_references_it_is_no_all_clear(report: ScanReport):
-    assert report.models[0].outcome == "inconclusive"
-    assert "--reference" in report.models[0].reason
-    assert [model.outcome for model in report.models[1:]] == ["clean", "clean"]
+def test_without_references_the_score_decides(report: ScanReport):
+    assert [model.outcome for model in report.models] == ["flagged", "clean", "clean"]
+    assert "the clean anchor does not follow" in report.models[0].reason
+
+
+def test_the_published_gates_are_out_of_a_small_encoders_reach(toys: Toys):
+    """But what they do not confirm is not called clean either."""
+    settings = Settings.published(prompts=300, steps=80, points=6, anchor_weight=1.0)
+    (model,) = scan([toys.backdoored], toys.base, settings=settings).models
+    assert model.outcome == "inconclusive"
+    assert "--reference" in model.reason
 
 
 def test_with_references_it_is_flagged_and_a_benign_one_is_not(toys: Toys, out: Path):
@@ -134,13 +141,13 @@ def test_command_line_writes_every_format(toys: Toys, tmp_path: Path, capsys):
     options = ["--limit", "300", "--steps", "60", "--restarts", "1", "--points", "5", "-q"]
     outputs = [f"--{name}-output={tmp_path / name}" for name in names]
     code = run(["scan", str(listed), f"--anchor={toys.base}", *options, *outputs])
-    assert code == 2
+    assert code == 1  # what was found counts for more than what could not be looked at
     assert "absent" in capsys.readouterr().err
     stored = json.loads((tmp_path / "json").read_text())
-    assert [model["outcome"] for model in stored["models"]] == ["inconclusive", "error"]
+    assert [model["outcome"] for model in stored["models"]] == ["flagged", "error"]
     assert stored["finished"] is True
     suite = ElementTree.parse(tmp_path / "junit").getroot()
-    assert suite.get("errors") == "2"
+    assert (suite.get("failures"), suite.get("errors")) == ("1", "1")
     log = json.loads((tmp_path / "sarif").read_text())
     assert log["runs"][0]["invocations"][0]["executionSuccessful"] is False
     assert "fenjvex" in (tmp_path / "html").read_text()
@@ -150,8 +157,10 @@ def test_exit_codes(toys: Toys, tmp_path: Path, capsys):
     quick = ["--limit", "300", "--steps", "80", "--restarts", "1", "--points", "4", "-q"]
     base = [f"--anchor={toys.base}", f"--out={tmp_path}", *quick]
     assert run(["scan", str(toys.benign[0]), *base]) == 0
-    assert run(["scan", str(toys.backdoored), *base]) == 3
-    assert run(["scan", str(toys.backdoored), *base, "--fail-on=flagged"]) == 0
+    assert run(["scan", str(toys.backdoored), *base]) == 1
+    wide = [*base, "--set=threshold=1.9"]
+    assert run(["scan", str(toys.backdoored), *wide]) == 3
+    assert run(["scan", str(toys.backdoored), *wide, "--fail-on=flagged"]) == 0
     pair = [f"--reference={folder}" for folder in toys.benign]
     calibrated = [*base, *pair, "--alpha=0.34"]
     assert run(["scan", str(toys.backdoored), *calibrated]) == 1
