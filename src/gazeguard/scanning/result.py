@@ -20,13 +20,23 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One number a verdict rests on. `value` is None when it could not be measured."""
+    """One number beside a threshold.
+
+    Attributes:
+        name: of what was measured.
+        value: None when it could not be measured.
+        threshold: a backdoor's is larger.
+        passed: whether it is.
+        meaning: to a newcomer.
+        decides: whether the verdict rests on it, or it is shown for comparison.
+    """
 
     name: str
     value: float | None
     threshold: float
     passed: bool
     meaning: str
+    decides: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ class TextScan:
                     gate.threshold,
                     gate.passed,
                     gate.meaning,
+                    decides=self.settings.gates and self.references is None,
                 )
                 for gate in found.gates
             ),

@@ -58,6 +58,8 @@ def _model(model: ScannedModel, detailed: bool, named: bool) -> list[RenderableT
     if not detailed:
         return lines
     if model.checks:
+        if not any(check.decides for check in model.checks):
+            lines.append(Text("The paper's gates, which do not decide here:", style="dim"))
         table = Table.grid(padding=(0, 2))
         for check in model.checks:
             table.add_row(
