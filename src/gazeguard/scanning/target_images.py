@@ -146,7 +146,8 @@ def target_of(suspect: TextEncoder, vector: Tensor, prompts: Sequence[str]) -> T
 
 
 def _sentence(named: list[list[Any]], skipped: int) -> str:
-    left_out = f" {skipped:,} images could not be read and were left out." if skipped else ""
+    images, were = ("image", "was") if skipped == 1 else ("images", "were")
+    left_out = f" {skipped:,} {images} could not be read and {were} left out." if skipped else ""
     if not named:
         return f"No image of the folder could be compared with the target.{left_out}"
     nearest = ", ".join(f"'{shorten(name)}' ({cosine:.2f})" for name, cosine in named[:3])

@@ -104,7 +104,8 @@ def gates_of(held: HeldOut, positive: float, constants: Gates = PUBLISHED) -> tu
             "curvature",
             positive,
             constants.share_positive,
-            "share of the loss landscape that is a smooth bowl, as around a planted trigger",
+            "share of the loss landscape that is a smooth bowl, as the paper expects around a planted"
+            " trigger",
         ),
     )
 
