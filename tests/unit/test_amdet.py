@@ -56,6 +56,18 @@ def test_the_score_alone_decides_by_default(found, outcome, says):
         assert (verdict.suspicion > verdict.threshold) == (outcome is Outcome.FLAGGED)
 
 
+def test_far_moved_encoders_are_not_flagged_by_a_constant():
+    gates = gates_of(PLANTED, 0.9)
+    near, far = (decide(PLANTED, gates, Settings(), drift=drift) for drift in (0.02, 0.03))
+    assert near.outcome is Outcome.FLAGGED
+    assert far.outcome is Outcome.INCONCLUSIVE
+    assert "moved as far" in far.reason
+    usual = References(tuple(np.linspace(-0.3, 0.3, 19)), 0.05)
+    assert decide(PLANTED, gates, Settings(), usual, drift=0.03).outcome is Outcome.FLAGGED
+    ordinary = decide(ORDINARY, gates_of(ORDINARY, 0.9), Settings(), drift=0.5)
+    assert ordinary.outcome is Outcome.CLEAN
+
+
 def test_suspicion_grows_with_the_score():
     scores = [held(0.5, 0.9, 0.9 - x, 0.9) for x in np.linspace(-0.1, 1.1, 30)]
     said = [decide(found, gates_of(found, 0.5), Settings()).suspicion for found in scores]
@@ -199,6 +211,7 @@ def test_published_settings_are_the_papers():
     assert (published.clean_weight, published.anchor_weight) == (0.1, 0.1)
     assert (published.assimilation_weight, published.agreement_weight) == (1, 0)
     assert (published.halving, published.patience, published.gates) == (0, 0, True)
+    assert (published.learning_rate, published.radius) == (0.08, 0)
     assert (published.learning_rate, published.weight_decay) == (0.08, 1e-5)
     assert (published.batch, published.prompts, published.held_out) == (10, 4000, 0.2)
     assert (published.restarts, published.points, published.padding) == (1, 50, True)

@@ -96,7 +96,7 @@ def test_a_step_is_one_run_of_each_encoder(encoder: TextEncoder, monkeypatch):
 def test_the_search_lowers_its_loss_and_touches_no_weight(encoder: TextEncoder):
     tokens, plain = prepared(encoder)
     before = [weight.clone() for weight in encoder.model.parameters()]
-    settings = replace(QUICK, steps=40, batch=30, patience=0, halving=0)
+    settings = replace(QUICK, steps=40, batch=30, patience=0, halving=0, radius=0.0)
     found = invert(encoder, encoder, tokens, plain, settings)
     assert found.losses.shape == (40, 3)
     assert (found.losses[-1] < found.losses[0] - 0.02).all()
@@ -116,6 +116,16 @@ def test_the_worse_half_of_the_restarts_is_dropped(encoder: TextEncoder):
     assert found.left == tuple(alive[-1].nonzero()[:, 0].tolist())
     alone = invert(encoder, encoder, tokens, plain, replace(settings, halving=0))
     assert torch.allclose(found.vectors[0], alone.vectors[found.left[0]], atol=1e-4)
+
+
+def test_embeddings_stay_as_long_as_they_may(encoder: TextEncoder):
+    tokens, plain = prepared(encoder)
+    usual = encoder.embeddings.norm(dim=1).median()
+    settings = replace(QUICK, steps=30, patience=0, halving=0, learning_rate=0.08)
+    free = invert(encoder, encoder, tokens, plain, replace(settings, radius=0.0)).vectors
+    held = invert(encoder, encoder, tokens, plain, replace(settings, radius=1.1)).vectors
+    assert (free.norm(dim=1) > 1.5 * usual).all()
+    assert (held.norm(dim=1) <= 1.1001 * usual).all()
 
 
 def test_prompts_of_like_length_share_batches(encoder: TextEncoder):

@@ -131,7 +131,7 @@ def scan(unity: float, anchor: float, strong: float = 0.1, positive: float = 0.4
         unity=unity,
         target=np.eye(4, dtype=np.float32)[0],
     )
-    return Seen(held, positive, [("sea", 0.4), ("zorvex", 0.3)], 2.0)
+    return Seen(held, positive, 0.01, [("sea", 0.4), ("zorvex", 0.3)], 2.0)
 
 
 @pytest.fixture(autouse=True)
@@ -202,13 +202,13 @@ def test_the_rules_differ_where_they_should(zoo):
         "published": False,
     }
     assert all(flags(scan(0.95, -0.5, 1.0, 0.9)).values())
-    assert not any(flags(Seen(None, float("nan"), [], 1.0)).values())
+    assert not any(flags(Seen(None, float("nan"), 0.0, [], 1.0)).values())
     assert not flags(scan(0.9, 0.1, 0.4, float("nan")))["gates"]
 
 
 def test_a_model_that_cannot_be_measured_counts_as_missed(zoo):
     entries, seen = zoo
-    seen["clip-bad-0"] = Seen(None, float("nan"), [], 1.0)
+    seen["clip-bad-0"] = Seen(None, float("nan"), 0.0, [], 1.0)
     found = evaluate(entries, seen, 0.05)
     assert found["kinds"]["clip"]["rules"]["score"]["recall"]["value"] == 0.8
     assert found["kinds"]["clip"]["rules"]["score"]["auroc"]["value"] == 0.8
@@ -235,7 +235,7 @@ def test_a_scan_is_read_as_it_was_written():
     assert again.held.score == one.held.score
     np.testing.assert_array_equal(again.held.target, one.held.target)
     assert (again.positive, again.tokens, again.seconds) == (one.positive, one.tokens, one.seconds)
-    assert Seen.from_bytes(Seen(None, 0.0, [], 1.0).to_bytes()).held is None
+    assert Seen.from_bytes(Seen(None, 0.0, 0.0, [], 1.0).to_bytes()).held is None
 
 
 def test_the_page_says_what_was_measured(zoo):

@@ -97,7 +97,7 @@ def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
     p = yard.references.p_value(seen.held.score)
     each = {gate.name: _rank(yard.gates[gate.name], gate.value) for gate in gates}
     calibrated = decide(seen.held, gates, settings, yard.references)
-    plain = decide(seen.held, gates, settings)
+    plain = decide(seen.held, gates, settings, drift=seen.drift)
     published = decide(seen.held, gates, constants)
     assert published.suspicion is not None
     worst = max(each.values())

@@ -32,12 +32,14 @@ class Seen:
         held: the most suspicious embedding on held-out prompts; None when the scan could judge
             nothing.
         positive: share of positive curvatures around it.
+        drift: of clean outputs.
         tokens: the vocabulary tokens nearest to it, with cosines.
         seconds: of the scan, loading left out.
     """
 
     held: HeldOut | None
     positive: float
+    drift: float
     tokens: Named
     seconds: float
 
@@ -50,8 +52,8 @@ class Seen:
             "unity": self.held.unity,
             "target": self.held.target.tolist(),
         }
-        content = {"held": held, "positive": self.positive, "tokens": self.tokens}
-        return json.dumps({**content, "seconds": self.seconds}).encode()
+        content = {"held": held, "positive": self.positive, "drift": self.drift}
+        return json.dumps({**content, "tokens": self.tokens, "seconds": self.seconds}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seen:
@@ -63,7 +65,7 @@ class Seen:
             target = np.array(held["target"], dtype=np.float32)
             held = HeldOut(**rows, unity=held["unity"], target=target)
         tokens = [(word, cosine) for word, cosine in content["tokens"]]
-        return cls(held, content["positive"], tokens, content["seconds"])
+        return cls(held, content["positive"], content["drift"], tokens, content["seconds"])
 
 
 def read_entries(zoo: Path, anchors: Mapping[str, Path]) -> list[Entry]:
@@ -121,6 +123,6 @@ def _see(model: Path, anchor: Path, prompts: list[str], settings: Settings) -> S
     try:
         scan = scan_encoder(suspect, clean, prompts, settings)
     except MeasurementError:
-        return Seen(None, float("nan"), [], time.perf_counter() - began)
+        return Seen(None, float("nan"), float("nan"), [], time.perf_counter() - began)
     seconds = time.perf_counter() - began
-    return Seen(scan.held, scan.surface.positive, scan.tokens, seconds)
+    return Seen(scan.held, scan.surface.positive, scan.drift, scan.tokens, seconds)

@@ -180,6 +180,7 @@ def _numbers(found: EncoderScan, suspect: TextEncoder) -> dict[str, Any]:
         "mean_assimilation": float(held.assimilation.mean()),
         "mean_agreement": float(held.agreement.mean()),
         "mean_anchor_cosine": float(held.anchor.mean()),
+        "clean_drift": found.drift,
         "held_out_prompts": len(held.anchor),
         "restart_scores": list(found.scores),
         "steps": len(found.losses),

@@ -104,8 +104,7 @@ def gates_of(held: HeldOut, positive: float, constants: Gates = PUBLISHED) -> tu
             "curvature",
             positive,
             constants.share_positive,
-            "share of the loss landscape that is a smooth bowl, as the paper expects around a planted"
-            " trigger",
+            "share of the loss landscape that is a smooth bowl, which the paper expects",
         ),
     )
 
@@ -115,13 +114,15 @@ def decide(
     gates: Sequence[Gate],
     settings: Settings,
     references: References | None = None,
+    drift: float = 0.0,
 ) -> Verdict:
     """The verdict on an encoder whose measurement went through.
 
     With references: flagged when at most `alpha` of benign encoders score as high (conformal
     p-value) and the score is above `settings.floor`; `suspicion` is 1 - p, at most the threshold
     where the floor is not reached. Without: flagged above `settings.threshold`, clean up to the
-    floor, no verdict between. With `settings.gates` and without references: flagged when all four
+    floor, no verdict between, nor where clean outputs drifted so far that a benign
+    fine-tune may score as high. With `settings.gates` and without references: flagged when all four
     published gates pass, `suspicion` being the least of their degrees; a score above the threshold
     is then not called clean, because the published constants were found on large encoders.
 
@@ -130,11 +131,13 @@ def decide(
         gates: its gates.
         settings: `gates`, `floor` and `threshold` are used.
         references: benign fine-tunes, or None.
+        drift: mean of 1 - cosine of clean outputs to the anchor's.
     """
     numbers = {gate.name: gate.value for gate in gates} | {
         "score": held.score,
         "unity": held.unity,
         "mean_anchor_cosine": float(held.anchor.mean()),
+        "clean_drift": drift,
     }
     found = Finding(
         f"The most trigger-like embedding makes held-out prompts {held.unity:.2f} alike (1 = the"
@@ -146,7 +149,7 @@ def decide(
     if references is not None:
         return _calibrated(held, found, natural, references, settings)
     if not settings.gates:
-        return _by_score(held, found, natural, settings)
+        return _by_score(held, found, natural, settings, drift)
     suspicion = min(gate.degree for gate in gates)
     source = "published gates of AMDET (arXiv:2512.00343), all four"
     if all(gate.passed for gate in gates):
@@ -183,13 +186,24 @@ def decide(
     )
 
 
-def _by_score(held: HeldOut, found: Finding, natural: str | None, settings: Settings) -> Verdict:
+def _by_score(
+    held: HeldOut, found: Finding, natural: str | None, settings: Settings, drift: float
+) -> Verdict:
     limit = settings.threshold
     beyond = (held.score - limit) / (2 - limit)  # a score is 2 at most
     below = max(held.score, 0.0) / limit if limit > 0 else 0.0
     suspicion = 0.5 + 0.5 * min(1.0, beyond) if held.score > limit else 0.5 * below
     source = f"constant: benign fine-tunes of the lab's encoders score below {settings.floor:g}"
-    if held.score > limit:
+    far = drift > settings.max_drift
+    if held.score > limit and far:
+        outcome, suspicion = Outcome.INCONCLUSIVE, 0.5
+        reason = (
+            f"One embedding overrules every prompt and the anchor does not follow (score"
+            f" {held.score:.2f}), but ordinary prompts moved as well (drift {drift:.3f}, at most"
+            f" {settings.max_drift:g} is known to tell): give benign fine-tunes of the anchor that"
+            " moved as far with --reference."
+        )
+    elif held.score > limit:
         outcome = Outcome.FLAGGED
         reason = (
             "Backdoored: one embedding overrules every prompt and the clean anchor does not follow"

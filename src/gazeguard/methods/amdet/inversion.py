@@ -121,7 +121,8 @@ def invert(
     """Optimise all restarts side by side on mini-batches of the held-in prompts.
 
     The restarts share batches and do not see each other: the loss is their sum. Every
-    `settings.halving` steps the worse half of them is dropped. Adam with coupled weight decay, as
+    `settings.halving` steps the worse half of them is dropped; after each step an embedding that
+    got too long is shortened to `settings.radius`. Adam with coupled weight decay, as
     published. What the suspect makes of a prompt without the embedding is computed once.
 
     Args:
@@ -140,6 +141,7 @@ def invert(
     optimiser = torch.optim.Adam(
         [vectors], lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
+    limit = settings.radius * float(suspect.embeddings.float().norm(dim=1).median())
     batches = _batches(tokens, settings, generator)
     steps = settings.steps or max(1, 2 * len(tokens) // settings.batch)
     clean = _CleanOutputs(suspect, plain)
@@ -156,6 +158,9 @@ def invert(
         assert vectors.grad is not None
         vectors.grad[left[~torch.isfinite(loss.detach().cpu())]] = 0.0  # run away: leave it there
         optimiser.step()
+        if limit:
+            with torch.no_grad():
+                vectors *= (limit / vectors.norm(dim=1, keepdim=True)).clamp(max=1)
         losses.append(torch.full((settings.restarts,), torch.nan))
         losses[-1][left] = loss.detach().cpu()
         if progress is not None:

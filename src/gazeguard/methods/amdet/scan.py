@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.methods.amdet.decision import Gate, References, decide, gates_of
@@ -35,6 +35,7 @@ class EncoderScan:
         surface: the landscape around it.
         vectors: float32 `(restart, width)`, the embeddings that were searched to the end.
         best: which of them is the most suspicious.
+        drift: of clean outputs, the mean of 1 - cosine to the anchor's.
         scores: the score of each.
         losses: float32 `(step, restart)` of the search.
         tokens, prompts: nearest vocabulary tokens to the embedding, nearest prompts to its target.
@@ -46,6 +47,7 @@ class EncoderScan:
     surface: Surface
     vectors: Tensor
     best: int
+    drift: float
     scores: tuple[float, ...]
     losses: NDArray[np.float32]
     tokens: Named
@@ -96,7 +98,9 @@ def scan_encoder(
     _same_tokens(suspect, anchor, used)
     clean_anchor = clean_outputs(anchor, plain, settings.rows)
     few = plain[:_KIN]
-    _kin(clean_outputs(suspect, few, settings.rows), clean_anchor[:_KIN], suspect, anchor, settings)
+    clean = clean_outputs(suspect, few, settings.rows)
+    _kin(clean, clean_anchor[:_KIN], suspect, anchor, settings)
+    drift = 1 - float(cosine_similarity(clean, clean_anchor[:_KIN]).mean())
 
     tokens = suspect.tokenise(used, slot=True)
     found = invert(suspect, anchor, tokens[:held_in], plain[:held_in], settings, progress)
@@ -110,7 +114,7 @@ def scan_encoder(
     behind = slice(held_in, held_in + settings.surface_prompts)
     shape = surface(suspect, anchor, tokens[behind], plain[behind], found.vectors[best], settings)
     gates = gates_of(judged[best], shape.positive, constants)
-    verdict = decide(judged[best], gates, settings, references)
+    verdict = decide(judged[best], gates, settings, references, drift)
     near_tokens = nearest_tokens(suspect, found.vectors[best])
     near_prompts = nearest_prompts(judged[best].target, clean_anchor, used)
     cut = suspect.too_long(used)
@@ -123,6 +127,7 @@ def scan_encoder(
         surface=shape,
         vectors=found.vectors,
         best=best,
+        drift=drift,
         scores=tuple(held.score for held in judged),
         losses=found.losses.numpy(),
         tokens=near_tokens,

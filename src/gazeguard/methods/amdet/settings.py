@@ -6,7 +6,9 @@ text and its public code differ (weights 1, 1, 5 against 0.1, 0.1) these are the
 The defaults are ours, and so is one term of the loss. With the published weights the search ends
 in an embedding that makes all words alike in any encoder, and a trigger of several tokens is
 missed. So ours asks for what the decision rests on: outputs that agree over all prompts, and an
-anchor that does not follow. Four restarts of which the better half goes on, an early stop, words
+anchor that does not follow. Without a limit the embedding gets some thirty times longer than any
+token and reaches what no prompt reaches, where a mere fine-tune differs from its anchor too; ours
+stays near the vocabulary. Four restarts of which the better half goes on, an early stop, words
 without padding in batches of like length, half the prompts, a grid of 16 x 16.
 """
 
@@ -58,6 +60,7 @@ class Settings:
         clean_weight: beta, weight of the cosine to the output without the embedding.
         anchor_weight: gamma, weight of the cosine to the anchor's output with the embedding.
         learning_rate: of Adam.
+        radius: no embedding gets longer than so many times the median token's; 0 for no limit.
         weight_decay: of Adam.
         batch: prompts of a step.
         steps: at most so many; None for two passes over the held-in prompts.
@@ -78,6 +81,8 @@ class Settings:
         floor: an encoder with a lower score is clean, however rare the score is.
         threshold: without references an encoder with a higher score is backdoored; between the two
             there is no verdict.
+        max_drift: where clean outputs moved by more (mean of 1 - cosine to the anchor's), the
+            threshold says nothing.
         seed: of prompts, starts and batches.
         rows: sequences of a forward pass without gradients.
     """
@@ -86,7 +91,8 @@ class Settings:
     agreement_weight: float = 2.0
     clean_weight: float = 0.1
     anchor_weight: float = 1.0
-    learning_rate: float = 0.08
+    learning_rate: float = 0.03
+    radius: float = 1.5
     weight_decay: float = 1e-5
     batch: int = 10
     steps: int | None = None
@@ -105,6 +111,7 @@ class Settings:
     gates: bool = False
     floor: float = 0.1
     threshold: float = 0.3
+    max_drift: float = 0.02
     seed: int = 0
     rows: int = 128
 
@@ -158,6 +165,8 @@ class Settings:
             "assimilation_weight": 1.0,
             "agreement_weight": 0.0,
             "anchor_weight": 0.1,
+            "learning_rate": 0.08,
+            "radius": 0.0,
             "prompts": 4000,
             "gates": True,
             "restarts": 1,
