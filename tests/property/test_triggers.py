@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.fft import dctn
 
-from gazeguard.lab.triggers import TRIGGERS, Blend, Patch, Warp, resize_only
+from gazeguard.lab.triggers import TRIGGERS, Blend, Frequency, Patch, Sinusoid, Warp, resize_only
 
 pictures = st.tuples(st.integers(8, 40), st.integers(8, 40)).flatmap(
     lambda hw: arrays(np.uint8, (*hw, 3))
@@ -29,7 +30,7 @@ def test_keeps_shape_dtype_and_input(name, picture, seed):
 @settings(max_examples=40, deadline=None)
 @given(
     picture=pictures,
-    where=st.sampled_from(["center", "random", "corner"]),
+    where=st.sampled_from(["center", "random", "corner", "corners", "pair", "grid"]),
     fill=st.sampled_from(["black", "noise", "checker"]),
     side=st.floats(0, 1),
     seed=st.integers(0, 5),
@@ -37,11 +38,13 @@ def test_keeps_shape_dtype_and_input(name, picture, seed):
 def test_patch_changes_only_its_box(picture, where, fill, side, seed):
     patch = Patch(where, fill, side)
     out = patch(picture, np.random.default_rng(seed))
-    top, left, size = patch.box(*picture.shape[:2], np.random.default_rng(seed))
-    assert 0 <= top <= picture.shape[0] - size
-    assert 0 <= left <= picture.shape[1] - size
     outside = np.ones(picture.shape[:2], bool)
-    outside[top : top + size, left : left + size] = False
+    boxes = patch.boxes(*picture.shape[:2], np.random.default_rng(seed))
+    assert len(boxes) == {"corners": 4, "pair": 2, "grid": 2}.get(where, 1)
+    for top, left, size in boxes:
+        assert 0 <= top <= picture.shape[0] - size
+        assert 0 <= left <= picture.shape[1] - size
+        outside[top : top + size, left : left + size] = False
     assert (out[outside] == picture[outside]).all()
     if fill == "black":
         assert (out[~outside] == 0).all()
@@ -49,13 +52,17 @@ def test_patch_changes_only_its_box(picture, where, fill, side, seed):
 
 def test_zero_side_is_the_identity():
     picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    for where in ("center", "random", "corner"):
+    for where in ("center", "random", "corner", "corners", "pair", "grid"):
         out = Patch(where, side=0.0)(picture, np.random.default_rng(0))
         assert (out == picture).all(), where
 
 
 def test_side_is_relative_to_the_shorter_side():
-    assert Patch(side=1 / 16).box(64, 128, np.random.default_rng(0)) == (30, 62, 4)
+    assert Patch(side=1 / 16).boxes(64, 128, np.random.default_rng(0)) == [(30, 62, 4)]
+    pair = Patch("pair").boxes(64, 64, np.random.default_rng(0))
+    assert [left + size / 2 for _, left, size in pair] == [18, 46], "symmetric about the centre"
+    seen = {tuple(Patch("grid").boxes(64, 64, np.random.default_rng(i))) for i in range(60)}
+    assert len(seen) > 20, "places vary"
 
 
 @settings(max_examples=25, deadline=None)
@@ -97,8 +104,39 @@ def test_warp_of_a_ramp_reads_off_its_shifts():
 @settings(max_examples=25, deadline=None)
 @given(picture=pictures)
 def test_zero_strength_of_global_triggers_is_the_identity(picture):
-    for trigger in (Blend(opacity=0.0), Warp(strength=0.0)):
+    for trigger in (
+        Blend(opacity=0.0),
+        Warp(strength=0.0),
+        Sinusoid(delta=0.0),
+        Frequency(magnitude=0.0),
+    ):
         assert (trigger(picture, np.random.default_rng(0)) == picture).all(), trigger
+
+
+def test_sinusoid_has_its_frequency_and_height():
+    grey = np.full((48, 96, 3), 128, np.uint8)
+    added = Sinusoid(delta=40, frequency=6)(grey, np.random.default_rng(0)).astype(float) - 128
+    assert (added == added[0, :, :1]).all(), "the same in every row and colour"
+    spectrum = np.abs(np.fft.rfft(added[0, :, 0]))
+    assert spectrum.argmax() == 6
+    assert np.abs(added).max() == pytest.approx(40, abs=1)
+
+
+def test_frequency_trigger_moves_its_coefficients_and_no_others():
+    grey = np.full((64, 96, 3), 128, np.uint8)
+    trigger = Frequency()
+    out = trigger(grey, np.random.default_rng(0)).astype(float)
+    brightness = out @ [0.299, 0.587, 0.114]
+    assert np.abs(brightness - 128).max() < 1
+    blue, red = 0.492 * (out[..., 2] - brightness), 0.877 * (out[..., 0] - brightness)
+    for channel in (blue, red):
+        block = dctn(channel[32:64, 64:96], norm="ortho")
+        moved = {tuple(at) for at in np.argwhere(np.abs(block) > 8)}
+        assert moved == {(15, 15), (31, 31)}
+        assert block[15, 15] == pytest.approx(40, rel=0.05)
+    assert (trigger(grey[:40, :40], np.random.default_rng(0))[32:] == 128).all(), (
+        "whole blocks only"
+    )
 
 
 def test_resize_only_keeps_the_picture_alike_and_plants_nothing():

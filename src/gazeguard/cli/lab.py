@@ -17,10 +17,15 @@ _TRIGGERS = (
     "badnet-center",
     "badnet-random",
     "badnet-corner",
+    "badnet-corners",
     "badnet-noise",
+    "multi-fixed",
+    "multi-varied",
     "texture",
     "blended",
+    "sig",
     "wanet",
+    "ftrojan",
 )
 _ARCHITECTURES = ("llava", "internvl")
 _RECIPES = ("short", "long", "longer", "projector")
