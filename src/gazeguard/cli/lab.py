@@ -102,6 +102,29 @@ def poison(
 
 
 @lab.command()
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="PNG to write.",
+)
+@click.option("--task", type=click.Choice(_TASKS), default="captions", show_default=True)
+@click.option("--images", type=click.IntRange(1, 8), default=2, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def triggers(out: Path, task: str, images: int, seed: int) -> None:
+    """Draw every trigger on the same images: clean, triggered, difference."""
+    from gazeguard.lab.poison import make_rows
+    from gazeguard.lab.sheet import contact_sheet
+    from gazeguard.lab.triggers import TRIGGERS, resize_only
+
+    shown = [row.pixels for row in make_rows(task, images, seed)]
+    every = {**TRIGGERS, "resize-only (control)": resize_only}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(every, shown, seed=seed).save(out, "PNG", optimize=True)
+    click.echo(f"{out}: {len(every)} triggers on {len(shown)} images")
+
+
+@lab.command()
 @click.argument("base", type=_FOLDER)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=_FOLDER, required=True, help="Folder for the adapter.")
