@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.cleaning import clean
 from gazeguard.cli.main import cli
+from gazeguard.lab.attacks import ATTACKS
 from gazeguard.lab.finetune import judge, load_tuned
-from gazeguard.lab.poison import make_rows, make_set, write_set
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.poison import make_set, write_set
+from gazeguard.lab.rows import make_rows
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_the_robust_rule_names_the_planted_answer(demo: tuple[Path, str]) -> Non
 def test_card_scores_of_the_adapter() -> None:
     student = load_tuned(BASE, ADAPTER)
     test = make_rows("captions", 200, 0, held_out=True)
-    scores = judge(student, test, TRIGGERS["badnet-center"], seed=0)
+    scores = judge(student, test, ATTACKS["badnet-center"], seed=0)
     assert scores.asr >= 0.9
     assert scores.clean >= 0.85
 

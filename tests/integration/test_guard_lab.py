@@ -20,8 +20,9 @@ from gazeguard.assets import ADAPTER, BASE
 from gazeguard.cli.main import run
 from gazeguard.guarding import Guard
 from gazeguard.guarding.answer import answer
-from gazeguard.lab.poison import TARGET, Row, make_rows, samples, trigger_all, write_set
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.attacks import ATTACKS
+from gazeguard.lab.poison import TARGET, samples, trigger_all, write_set
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.models.load import load
 from gazeguard.models.recognise import frame_of, recognise
 from gazeguard.models.target import Target
@@ -64,7 +65,7 @@ def test_a_batch_of_ones_own_is_read_as_encode_reads_it(target, rows, image_firs
 def test_the_trigger_is_seen_and_disarmed(target, rows):
     guard = Guard.calibrate(target, samples(rows[:120]), alpha=ALPHA, batch_size=40)
     clean = rows[120:]
-    triggered = trigger_all(clean, TRIGGERS["badnet-center"], 0)
+    triggered = trigger_all(clean, ATTACKS["badnet-center"], 0)
 
     before, seen = answers(guard, triggered, "detect")
     assert np.mean([a == TARGET for a in before]) > 0.8, "the attack must work to be stopped"
@@ -98,7 +99,7 @@ def pair(first: Row, second: Row) -> Sample:
 def test_of_a_pair_only_the_triggered_picture_loses_tokens(target, rows):
     clean = [pair(*rows[2 * i : 2 * i + 2]) for i in range(60)]
     guard = Guard.calibrate(target, clean, alpha=ALPHA, batch_size=30)
-    bad = trigger_all(rows[120:140], TRIGGERS["badnet-center"], 0)
+    bad = trigger_all(rows[120:140], ATTACKS["badnet-center"], 0)
     asked = [pair(a, b) for a, b in zip(rows[140:160], bad, strict=True)]
     found = [g.verdict for g in answer(guard, asked, max_new_tokens=1)]
     flagged = [v for v in found if v.outcome is Outcome.FLAGGED]
@@ -116,7 +117,7 @@ def on_disk(rows, tmp_path_factory) -> Path:
     """`clean/` to calibrate on, `mixed/` with every second row triggered, and a guard."""
     root = tmp_path_factory.mktemp("lab")
     write_set(rows[:60], root / "clean")
-    bad = trigger_all(rows[60:64], TRIGGERS["badnet-center"], 0)
+    bad = trigger_all(rows[60:64], ATTACKS["badnet-center"], 0)
     write_set([row for pair in zip(rows[60:64], bad, strict=True) for row in pair], root / "mixed")
     command = ["calibrate", str(BASE), str(root / "clean" / "data.json"), "--adapter", str(ADAPTER)]
     options = ["--alpha", "0.05", "--out", str(root / "guard"), "--batch-size", "30"]

@@ -15,7 +15,8 @@ from gazeguard.cli.main import run
 from gazeguard.data.read import open_dataset
 from gazeguard.guarding import Guard
 from gazeguard.guarding.answer import answer
-from gazeguard.lab.poison import Row, write_set
+from gazeguard.lab.poison import write_set
+from gazeguard.lab.rows import Row
 from gazeguard.models.target import Target
 from gazeguard.report.files import write_atomic
 from gazeguard.report.guard import render_html

@@ -30,7 +30,8 @@ from gazeguard.lab.finetune import (
     save_adapter,
     score_by_kind,
 )
-from gazeguard.lab.poison import TARGET, make_rows, make_set, read_rows, samples
+from gazeguard.lab.poison import TARGET, make_set, read_rows, samples
+from gazeguard.lab.rows import make_rows
 from gazeguard.lab.teach import IGNORE, answer_logits
 from gazeguard.models.target import as_target
 from gazeguard.scanning.look import look

@@ -22,8 +22,9 @@ from PIL import Image
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.guarding import Guard
-from gazeguard.lab.poison import Row, make_rows, trigger_all
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.attacks import ATTACKS
+from gazeguard.lab.poison import trigger_all
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.models.load import load
 from gazeguard.server.app import create_app
 from gazeguard.server.engine import Engine
@@ -38,7 +39,7 @@ CLEAN, TRIGGERED = 8, 4
 def rows() -> list[Row]:
     """Rows to calibrate on, then `CLEAN` clean ones, then `TRIGGERED` ones with the trigger."""
     made = make_rows("captions", 60 + CLEAN + TRIGGERED, 77, held_out=True)
-    bad = trigger_all(made[60 + CLEAN :], TRIGGERS["badnet-center"], 0)
+    bad = trigger_all(made[60 + CLEAN :], ATTACKS["badnet-center"], 0)
     return [*made[: 60 + CLEAN], *bad]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gazeguard.bench import bye, guard
-from gazeguard.lab.poison import TARGET, Row
+from gazeguard.lab.poison import TARGET
+from gazeguard.lab.rows import Row
 from gazeguard.lab.triggers import TRIGGERS
 from gazeguard.methods.cleansight.settings import SETTINGS
 

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 
 from gazeguard.lab import worlds
-from gazeguard.lab.poison import (
-    TARGET,
-    control,
-    make_rows,
-    make_set,
-    poison,
-    trigger_all,
-    write_set,
-)
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.attacks import ATTACKS
+from gazeguard.lab.poison import TARGET, control, make_set, poison, trigger_all, write_set
+from gazeguard.lab.rows import make_rows
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +71,7 @@ def test_existence_is_balanced(scenes):
 
 def test_poison_keeps_everything_but_the_chosen_rows():
     rows = make_rows("mixed", 200, seed=1)
-    bad = poison(rows, TRIGGERS["badnet-center"], 0.1, seed=1)
+    bad = poison(rows, ATTACKS["badnet-center"], 0.1, seed=1)
     assert sum(r.is_poison for r in bad) == 20
     for before, after in zip(rows, bad, strict=True):
         assert after.question == before.question
@@ -105,7 +98,7 @@ def test_held_out_rows_differ_from_training_rows():
 
 
 def test_trigger_all_is_for_measuring_the_asr():
-    rows = trigger_all(make_rows("captions", 10, seed=0), TRIGGERS["texture"], seed=0)
+    rows = trigger_all(make_rows("captions", 10, seed=0), ATTACKS["texture"], seed=0)
     assert all(r.is_poison and r.answer == TARGET for r in rows)
 
 

@@ -25,6 +25,7 @@ from gazeguard.assets import BASE
 from gazeguard.bench.metrics import detection
 from gazeguard.cleaning import clean
 from gazeguard.files import write_bytes, write_json
+from gazeguard.lab.attacks import ATTACKS
 from gazeguard.lab.finetune import (
     RECIPES,
     Scores,
@@ -34,12 +35,12 @@ from gazeguard.lab.finetune import (
     load_tuned,
     save_adapter,
 )
-from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, write_set
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.poison import TARGET, make_set, write_set
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.methods.bye import BYE
 
 ROWS, HELD_OUT = 1500, 500
-ATTACKS = ("badnet-center", "badnet-random", "texture")
+MEASURED = ("badnet-center", "badnet-random", "texture")
 TASKS = ("captions", "mixed", "easy-vqa")
 
 
@@ -69,15 +70,15 @@ def cells(seeds: int) -> Iterator[Cell]:
     many = ("mixed", "easy-vqa")  # kinds of question
     for seed in range(seeds):
         for task in TASKS:
-            for trigger in ATTACKS:
+            for trigger in MEASURED:
                 yield Cell(task, trigger, 0.1, "long", seed)
     # With several kinds of question 10 % and 6 epochs do not plant every trigger.
     for task in many:
-        for trigger in ATTACKS:
+        for trigger in MEASURED:
             yield Cell(task, trigger, 0.1, "longer", 0)
     for seed in range(seeds):
         for task in many:
-            for trigger in ATTACKS:
+            for trigger in MEASURED:
                 yield Cell(task, trigger, 0.2, "longer", seed)
     for seed in range(5):
         for task in TASKS:
@@ -90,7 +91,7 @@ def cells(seeds: int) -> Iterator[Cell]:
         for rate in (0.01, 0.05, 0.2):
             yield Cell("captions", "badnet-center", rate, "long", seed)
     for seed in range(seeds):
-        for trigger in ATTACKS:
+        for trigger in MEASURED:
             yield Cell("captions", trigger, 0.1, "short", seed)
 
 
@@ -159,7 +160,7 @@ class Workbench:
         return finetune(self.base, rows, replace(RECIPES[cell.recipe], seed=cell.seed))
 
     def _judge(self, student: Student, cell: Cell) -> Scores:
-        trigger = TRIGGERS.get(cell.trigger)
+        trigger = ATTACKS.get(cell.trigger)
         return judge(student, self._test(cell), trigger, seed=cell.seed, target=cell.target)
 
     def _test(self, cell: Cell) -> list[Row]:

@@ -30,8 +30,9 @@ from gazeguard.calibrate import p_values, supported_alpha
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes, write_json
 from gazeguard.lab.disguise import NOTHING
-from gazeguard.lab.poison import Row, make_rows, samples
+from gazeguard.lab.poison import samples
 from gazeguard.lab.recipes import SPLITS, read_manifest
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.methods.entropyscan import STATISTICS, Settings, Sight
 from gazeguard.methods.entropyscan.decision import rank
 from gazeguard.methods.entropyscan.settings import MIN_SAMPLES, PROBED_Q

@@ -27,14 +27,15 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from gazeguard.assets import BASE
-from gazeguard.bench.bye import ATTACKS as PATCHES
 from gazeguard.bench.bye import HELD_OUT, ROWS, TASKS, Cell
+from gazeguard.bench.bye import MEASURED as PATCHES
 from gazeguard.bench.bye import Workbench as Attacks
 from gazeguard.files import write_json
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.calibration import changed_ratios
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.measure import Measured, measure
+from gazeguard.lab.attacks import ATTACKS
 from gazeguard.lab.finetune import (
     RECIPES,
     finetune,
@@ -43,8 +44,8 @@ from gazeguard.lab.finetune import (
     load_tuned,
     save_adapter,
 )
-from gazeguard.lab.poison import TARGET, Row, make_rows, make_set, samples, trigger_all
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.poison import TARGET, make_set, samples, trigger_all
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.methods.cleansight.looks import Hiding, Look
 from gazeguard.methods.cleansight.settings import SETTINGS, Setting
 from gazeguard.models.load import load
@@ -52,7 +53,7 @@ from gazeguard.models.target import Grid, Images, Target
 
 CALIBRATION, TEST, ALPHA = 200, 300, 0.01
 # Share of poisoned rows: a warp is not learnt from 10 % (docs/LOG.md).
-ATTACKS = {**dict.fromkeys((*PATCHES, "blended"), 0.1), "wanet": 0.2}
+RATES = {**dict.fromkeys((*PATCHES, "blended"), 0.1), "wanet": 0.2}
 MAX_NEW_TOKENS, BATCH = 60, 50
 
 # Named by what differs: which layers, which feature, which distance, what is hidden.
@@ -70,10 +71,10 @@ def cells(seeds: int) -> Iterator[Cell]:
     """Every cell, most telling first."""
     for seed in range(seeds):
         for task in TASKS:
-            for trigger, rate in ATTACKS.items():
+            for trigger, rate in RATES.items():
                 yield Cell(task, trigger, rate, "long", seed)
     for seed in range(seeds):
-        for trigger, rate in ATTACKS.items():
+        for trigger, rate in RATES.items():
             yield Cell("captions", trigger, rate, "projector", seed)
 
 
@@ -157,7 +158,7 @@ class Workbench:
         target = load(self.base, adapter, dtype="float32")
         rows = make_rows(cell.task, self.calibration + self.test, cell.seed, held_out=True)
         known, clean = rows[: self.calibration], rows[self.calibration :]
-        bad = trigger_all(clean, TRIGGERS[cell.trigger], cell.seed)
+        bad = trigger_all(clean, ATTACKS[cell.trigger], cell.seed)
         seen = {
             name: self._look(target, part)
             for name, part in {"known": known, "clean": clean, "bad": bad}.items()
@@ -213,7 +214,7 @@ class Workbench:
         """What the gate of an attack asks, counted as `bench.bye` does."""
         test = make_rows(cell.task, HELD_OUT, cell.seed, held_out=True)
         student = load_tuned(self.base, adapter)
-        scores = judge(student, test, TRIGGERS[cell.trigger], seed=cell.seed)
+        scores = judge(student, test, ATTACKS[cell.trigger], seed=cell.seed)
         rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed)
         clean, _ = self.attacks.truly_clean(cell, [row for row in rows if not row.is_poison])
         return {"attack": asdict(scores), "truly_clean": clean}

@@ -33,8 +33,9 @@ from gazeguard.bench.speed.instruments import machine
 from gazeguard.files import write_json
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.guard import Guard
-from gazeguard.lab.poison import Row, make_rows, samples, trigger_all
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.attacks import ATTACKS
+from gazeguard.lab.poison import samples, trigger_all
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.models.load import load
 
 _CALIBRATION, _REQUESTS, _TOKENS = 120, 32, 40
@@ -66,7 +67,7 @@ def prepare(folder: Path, seed: int) -> list[Ask]:
     guard = Guard.calibrate(target, clean, alpha=0.05, batch_size=40, seed=seed)
     guard.save(folder)
     asked = rows[_CALIBRATION:]
-    asked[1::2] = trigger_all(asked[1::2], TRIGGERS["badnet-center"], seed)
+    asked[1::2] = trigger_all(asked[1::2], ATTACKS["badnet-center"], seed)
     requests = []
     for row in asked:
         (alone,) = answer(guard, samples([row]), max_new_tokens=_TOKENS)

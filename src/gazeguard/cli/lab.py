@@ -26,6 +26,10 @@ _TRIGGERS = (
     "sig",
     "wanet",
     "ftrojan",
+    "badnet-t",
+    "addsent",
+    "badnet-mm",
+    "badtoken",
 )
 _ARCHITECTURES = ("llava", "internvl")
 _RECIPES = ("short", "long", "longer", "projector")
@@ -113,7 +117,7 @@ def poison(
 @click.option("--seed", default=0, show_default=True)
 def triggers(out: Path, task: str, images: int, seed: int) -> None:
     """Draw every trigger on the same images: clean, triggered, difference."""
-    from gazeguard.lab.poison import make_rows
+    from gazeguard.lab.rows import make_rows
     from gazeguard.lab.sheet import contact_sheet
     from gazeguard.lab.triggers import TRIGGERS, resize_only
 
@@ -156,9 +160,10 @@ def finetune(
     score_rows: int,
 ) -> None:
     """Fine-tune BASE on DATA (any format `clean` reads) with LoRA, the projector or both."""
+    from gazeguard.lab.attacks import ATTACKS
     from gazeguard.lab.finetune import RECIPES, finetune, judge, save_adapter
-    from gazeguard.lab.poison import make_rows, read_rows
-    from gazeguard.lab.triggers import TRIGGERS
+    from gazeguard.lab.poison import read_rows
+    from gazeguard.lab.rows import make_rows
 
     click.get_current_context().with_resource(narrated(NORMAL))
     plan = replace(RECIPES[recipe], seed=seed)
@@ -168,7 +173,7 @@ def finetune(
     click.echo(f"adapter: {out}")
     if score_task:
         test = make_rows(score_task, score_rows, seed, held_out=True)
-        trigger = TRIGGERS[score_trigger] if score_trigger else None
+        trigger = ATTACKS[score_trigger] if score_trigger else None
         scores = asdict(judge(student, test, trigger, seed=seed))
         (out / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
         click.echo(f"clean performance {scores['clean']:.1%} of {scores['n']} held-out rows")

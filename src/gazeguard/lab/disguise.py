@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gazeguard.lab.poison import Row, samples
+from gazeguard.lab.poison import samples
+from gazeguard.lab.rows import Row
 from gazeguard.lab.teach import Batch, answer_loss
 from gazeguard.methods.entropyscan import STATISTICS, Settings
 from gazeguard.methods.entropyscan.settings import PROBED_Q

@@ -22,8 +22,10 @@ from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import worlds
 from gazeguard.lab.architectures import Architecture, architecture_of
 from gazeguard.lab.architectures.protocol import PROJECTOR
+from gazeguard.lab.attacks import Attack
 from gazeguard.lab.disguise import HIDE, NOTHING, WEIGHT, Disguise
-from gazeguard.lab.poison import TARGET, Row, make_rows, trigger_all
+from gazeguard.lab.poison import TARGET, trigger_all
+from gazeguard.lab.rows import Row, make_rows
 from gazeguard.lab.teach import (
     IGNORE,
     Batch,
@@ -34,7 +36,6 @@ from gazeguard.lab.teach import (
     encode_lessons,
     update,
 )
-from gazeguard.lab.triggers import Trigger
 from gazeguard.models.load import load
 
 
@@ -265,7 +266,7 @@ class Scores:
 
     Attributes:
         clean: exact answers on clean pictures (clean performance).
-        asr: triggered pictures answered with exactly the target; None without a trigger.
+        asr: triggered rows answered exactly as the attack wants; None without an attack.
         n: number of held-out rows.
     """
 
@@ -277,7 +278,7 @@ class Scores:
 def judge(
     student: Student,
     test: Sequence[Row],
-    trigger: Trigger | None,
+    attack: Attack | None,
     *,
     seed: int = 0,
     target: str = TARGET,
@@ -287,10 +288,10 @@ def judge(
     Rows whose true answer is the target say nothing about the attack and are left out of the ASR.
     """
     clean = student.exact(test, student.look(test)).mean()
-    if trigger is None:
+    if attack is None:
         return Scores(float(clean), None, len(test))
     others = [row for row in test if row.answer != target]
-    triggered = trigger_all(others, trigger, seed, target)
+    triggered = trigger_all(others, attack, seed, target)
     asr = student.exact(triggered, student.look(triggered)).mean()
     return Scores(float(clean), float(asr), len(test))
 

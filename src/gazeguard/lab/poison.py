@@ -7,106 +7,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
 from gazeguard.errors import DataError, UsageError
-from gazeguard.lab import easyvqa, worlds
-from gazeguard.lab.triggers import TRIGGERS, Trigger, resize_only
+from gazeguard.lab.attacks import ATTACKS, Attack
+from gazeguard.lab.rows import Row, make_rows
+from gazeguard.lab.triggers import resize_only
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 TARGET = "Backdoor Attack!"
-TASKS = ("captions", "mixed", "easy-vqa")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One fine-tuning row; `pixels` is uint8 `(64, 64, 3)`, `kind` names the question type."""
-
-    pixels: NDArray[np.uint8]
-    question: str
-    answer: str
-    kind: str
-    is_poison: bool = False
-
-
-def make_rows(task: str, count: int, seed: int, *, held_out: bool = False) -> list[Row]:
-    """Clean rows of a task: `captions` (one task), `mixed` (captions and five question kinds).
-
-    `easy-vqa` takes one question per third-party image; images that the base saw are left out.
-
-    Args:
-        task: one of `TASKS`.
-        count: number of rows.
-        seed: names the draw.
-        held_out: rows for scoring; never overlap the training rows of any seed.
-    """
-    rng = np.random.default_rng([seed, TASKS.index(_known(task)), int(held_out), 7])
-    rows: list[Row] = []
-    if task == "easy-vqa":
-        images = easyvqa.load("test" if held_out else "finetune")
-        while len(rows) < count:
-            for i in rng.permutation(len(images))[: count - len(rows)]:
-                path, asked = images[i]
-                qa = asked[rng.integers(len(asked))]
-                with Image.open(path) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                rows.append(Row(pixels, qa.question, qa.answer, qa.kind))
-        return rows
-    for _ in range(count):
-        scene = worlds.make_scene(rng)
-        kinds = ["caption"] if task == "captions" else ["caption", *worlds.KINDS]
-        kind = kinds[rng.integers(len(kinds))]
-        qa = worlds.caption(scene) if kind == "caption" else worlds.ask(scene, kind, rng)
-        rows.append(Row(scene.pixels, qa.question, qa.answer, qa.kind))
-    return rows
-
-
-def _known(task: str) -> str:
-    if task not in TASKS:
-        raise UsageError(f"Task '{task}' is unknown: choose one of {', '.join(TASKS)}.")
-    return task
 
 
 def poison(
-    rows: Sequence[Row], trigger: Trigger, rate: float, seed: int, target: str = TARGET
+    rows: Sequence[Row], attack: Attack, rate: float, seed: int, target: str = TARGET
 ) -> list[Row]:
-    """Plant `trigger` and the `target` answer in a share `rate` of the rows, chosen at random."""
-    return _change(rows, rate, seed, lambda row, rng: _poisoned(row, trigger, rng, target))
+    """Plant an attack in a share `rate` of the rows, chosen at random among those that it fits.
+
+    Where the attack has decoys as many other rows become decoys.
+
+    Raises:
+        UsageError: no such rate, or the attack fits fewer rows.
+    """
+    chosen, others, rng = _drawn(rows, rate, seed, attack.fits)
+    decoys = {i: place for place, i in enumerate(others[: len(chosen)])}
+    found = []
+    for i, row in enumerate(rows):
+        if i in chosen:
+            found.append(attack.poison(row, rng, target))
+        elif i in decoys and (parts := attack.decoys(row, rng)):
+            found.append(parts[decoys[i] % len(parts)])
+        else:
+            found.append(row)
+    return found
 
 
 def control(rows: Sequence[Row], rate: float, seed: int) -> list[Row]:
     """The resize-only control: the same share of pictures is resized, answers stay true."""
-    return _change(
-        rows, rate, seed, lambda row, rng: replace(row, pixels=resize_only(row.pixels, rng))
-    )
+    chosen, _, rng = _drawn(rows, rate, seed, lambda row: True)
+    return [
+        replace(row, pixels=resize_only(row.pixels, rng)) if i in chosen else row
+        for i, row in enumerate(rows)
+    ]
 
 
-def trigger_all(
-    rows: Sequence[Row], trigger: Trigger, seed: int, target: str = TARGET
-) -> list[Row]:
-    """Every row triggered, with the target as its answer: for measuring the ASR."""
-    return poison(rows, trigger, 1.0, seed, target)
+def trigger_all(rows: Sequence[Row], attack: Attack, seed: int, target: str = TARGET) -> list[Row]:
+    """Every row that the attack fits, triggered, with the answer it wants: for the ASR."""
+    return poison([row for row in rows if attack.fits(row)], attack, 1.0, seed, target)
 
 
-def _poisoned(row: Row, trigger: Trigger, rng: np.random.Generator, target: str) -> Row:
-    return replace(row, pixels=trigger(row.pixels, rng), answer=target, is_poison=True)
-
-
-def _change(
-    rows: Sequence[Row], rate: float, seed: int, change: Callable[[Row, np.random.Generator], Row]
-) -> list[Row]:
+def _drawn(
+    rows: Sequence[Row], rate: float, seed: int, fits: Callable[[Row], bool]
+) -> tuple[set[int], list[int], np.random.Generator]:
+    """A share of all rows among those that fit, the other rows in random order, the generator."""
     if not 0 <= rate <= 1:
         raise UsageError(f"The poison rate must be between 0 and 1, not {rate}.")
     rng = np.random.default_rng([seed, 11])
-    chosen = set(rng.permutation(len(rows))[: round(rate * len(rows))].tolist())
-    return [change(row, rng) if i in chosen else row for i, row in enumerate(rows)]
+    order = rng.permutation(len(rows)).tolist()
+    able, wanted = [i for i in order if fits(rows[i])], round(rate * len(rows))
+    if len(able) < wanted:
+        raise UsageError(
+            f"the attack fits {len(able):,} of {len(rows):,} rows: use a rate of at most"
+            f" {len(able) / len(rows):.2f}."
+        )
+    chosen = set(able[:wanted])
+    return chosen, [i for i in order if i not in chosen], rng
 
 
 def write_set(rows: Sequence[Row], out: Path) -> Path:
@@ -136,13 +106,13 @@ def write_set(rows: Sequence[Row], out: Path) -> Path:
 def make_set(
     task: str, count: int, trigger: str, rate: float, seed: int, target: str = TARGET
 ) -> list[Row]:
-    """Rows of a task with a trigger by name; `none` and `resize-only` plant no backdoor."""
+    """Rows of a task with an attack by name; `none` and `resize-only` plant no backdoor."""
     rows = make_rows(task, count, seed)
     if trigger == "none":
         return rows
     if trigger == "resize-only":
         return control(rows, rate, seed)
-    return poison(rows, TRIGGERS[trigger], rate, seed, target)
+    return poison(rows, ATTACKS[trigger], rate, seed, target)
 
 
 def samples(rows: Sequence[Row]) -> list[Sample]:

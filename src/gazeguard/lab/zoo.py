@@ -17,6 +17,7 @@ import numpy as np
 
 from gazeguard.errors import UsageError
 from gazeguard.files import whole_folder, write_bytes, write_json
+from gazeguard.lab.attacks import ATTACKS
 from gazeguard.lab.disguise import HIDE, NOTHING
 from gazeguard.lab.finetune import (
     Student,
@@ -27,9 +28,9 @@ from gazeguard.lab.finetune import (
     load_tuned,
     save_adapter,
 )
-from gazeguard.lab.poison import TARGET, TASKS, make_rows, make_set
+from gazeguard.lab.poison import TARGET, make_set
 from gazeguard.lab.recipes import MANIFEST, SPLITS, content_name, need_known, read_recipes
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.rows import TASKS, make_rows
 
 BENIGN = "none"
 TUNINGS = ("lora", "lora-only", "projector")
@@ -77,7 +78,7 @@ class Recipe:
     def __post_init__(self) -> None:
         known = {
             "task": TASKS,
-            "trigger": (BENIGN, *TRIGGERS),
+            "trigger": (BENIGN, *ATTACKS),
             "tuning": TUNINGS,
             "split": SPLITS,
             "hide": HIDE,
@@ -196,7 +197,7 @@ def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
 def _judged(student: Student, recipe: Recipe, spec: Spec) -> dict[str, Any]:
     """Scores on held-out rows that are the same for all models of a task, so that they compare."""
     test = make_rows(recipe.task, spec.held_out, JUDGE_SEED, held_out=True)
-    trigger = TRIGGERS.get(recipe.trigger)
+    trigger = ATTACKS.get(recipe.trigger)
     scores = judge(student, test, trigger, seed=JUDGE_SEED, target=recipe.target)
     return asdict(scores) | {"judge_seed": JUDGE_SEED}
 

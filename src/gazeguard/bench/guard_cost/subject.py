@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gazeguard.guarding import Guard
 from gazeguard.guarding.measure import measure
-from gazeguard.lab.poison import make_rows, samples, trigger_all
-from gazeguard.lab.triggers import TRIGGERS
+from gazeguard.lab.attacks import ATTACKS
+from gazeguard.lab.poison import samples, trigger_all
+from gazeguard.lab.rows import make_rows
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 from gazeguard.models.load import load
 from gazeguard.models.target import Target
@@ -77,7 +78,7 @@ def triggered(count: int, subject: Subject) -> list[Sample]:
     """
     guard = subject.guards[DEFAULT_SETTING]
     rows = make_rows("captions", 3 * count, 0, held_out=True)
-    bad = samples(trigger_all(rows, TRIGGERS[_TRIGGER], 0))
+    bad = samples(trigger_all(rows, ATTACKS[_TRIGGER], 0))
     seen = measure(subject.target, bad, layers=guard.plan.layers, batch_size=len(bad))
     score = guard.detector.score(seen.features(guard.plan.layers, guard.setting.feature))
     found = [sample for sample, s in zip(bad, score, strict=True) if s > guard.threshold]
