@@ -158,7 +158,7 @@ def test_exit_codes(toys: Toys, tmp_path: Path, capsys):
     base = [f"--anchor={toys.base}", f"--out={tmp_path}", *quick]
     assert run(["scan", str(toys.benign[0]), *base]) == 0
     assert run(["scan", str(toys.backdoored), *base]) == 1
-    wide = [*base, "--set=threshold=1.9"]
+    wide = [*base, "--set=threshold=99"]
     assert run(["scan", str(toys.backdoored), *wide]) == 3
     assert run(["scan", str(toys.backdoored), *wide, "--fail-on=flagged"]) == 0
     pair = [f"--reference={folder}" for folder in toys.benign]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gazeguard.errors import UsageError
-from gazeguard.methods.amdet.decision import Gate, References, decide, gates_of
+from gazeguard.methods.amdet.decision import Gate, References, decide, gates_of, leverage_of
 from gazeguard.methods.amdet.evidence import nearest_prompts
 from gazeguard.methods.amdet.heldout import HeldOut
 from gazeguard.methods.amdet.inversion import Terms, _stands_still
@@ -37,35 +37,33 @@ def decided(found: HeldOut, positive: float, references: References | None = Non
 
 
 @pytest.mark.parametrize(
-    ("found", "outcome", "says"),
+    ("found", "drift", "outcome", "says"),
     [
-        (PLANTED, Outcome.FLAGGED, "flagged above 0.3"),
-        (SMALL, Outcome.FLAGGED, "anchor does not follow"),
-        (held(0.9, 0.9, 0.75, 0.95), Outcome.INCONCLUSIVE, "--reference"),
-        (held(0.9, 0.6, 0.9, 0.95), Outcome.CLEAN, "no embedding was found"),
-        (NATURAL, Outcome.CLEAN, "natural backdoor"),
-        (held(0.9, 0.5, 1.0, 0.2), Outcome.CLEAN, "no embedding was found"),
+        (PLANTED, 0.01, Outcome.FLAGGED, "flagged above 4.5"),
+        (SMALL, 0.005, Outcome.FLAGGED, "the clean anchor does not follow"),
+        (SMALL, 0.02, Outcome.INCONCLUSIVE, "high learning rate"),
+        (PLANTED, 0.021, Outcome.INCONCLUSIVE, "ordinary prompts moved as well"),
+        (held(0.9, 0.6, 0.9, 0.95), 1e-9, Outcome.CLEAN, "no embedding was found"),
+        (NATURAL, 0.01, Outcome.CLEAN, "natural backdoor"),
+        (held(0.9, 0.5, 1.0, 0.2), 0.01, Outcome.CLEAN, "no embedding was found"),
+        (ORDINARY, 0.5, Outcome.CLEAN, "no embedding was found"),
     ],
 )
-def test_the_score_alone_decides_by_default(found, outcome, says):
+def test_leverage_decides_by_default(found, drift, outcome, says):
     for curvature in (0.9, float("nan")):
-        verdict = decide(found, gates_of(found, curvature), Settings())
-        assert verdict.outcome is outcome
+        verdict = decide(found, gates_of(found, curvature), Settings(), drift=drift)
+        assert verdict.outcome is outcome, verdict
         assert says in verdict.reason or says in verdict.reason.lower()
         assert 0 <= verdict.suspicion <= 1
         assert (verdict.suspicion > verdict.threshold) == (outcome is Outcome.FLAGGED)
+        assert ("--reference" in verdict.reason) == (outcome is Outcome.INCONCLUSIVE)
 
 
-def test_far_moved_encoders_are_not_flagged_by_a_constant():
-    gates = gates_of(PLANTED, 0.9)
-    near, far = (decide(PLANTED, gates, Settings(), drift=drift) for drift in (0.02, 0.03))
-    assert near.outcome is Outcome.FLAGGED
-    assert far.outcome is Outcome.INCONCLUSIVE
-    assert "moved as far" in far.reason
-    usual = References(tuple(np.linspace(-0.3, 0.3, 19)), 0.05)
-    assert decide(PLANTED, gates, Settings(), usual, drift=0.03).outcome is Outcome.FLAGGED
-    ordinary = decide(ORDINARY, gates_of(ORDINARY, 0.9), Settings(), drift=0.5)
-    assert ordinary.outcome is Outcome.CLEAN
+def test_leverage_is_the_score_per_radian_that_clean_outputs_moved():
+    angle = 0.1
+    assert leverage_of(0.7, 1 - np.cos(angle)) == pytest.approx(0.7 / angle, rel=1e-3)
+    assert leverage_of(0.7, 0.0) == leverage_of(0.7, -1e-9) == pytest.approx(0.7 / 0.02**0.5 * 10)
+    assert leverage_of(-0.1, 0.01) < 0
 
 
 def test_suspicion_grows_with_the_score():
@@ -73,6 +71,14 @@ def test_suspicion_grows_with_the_score():
     said = [decide(found, gates_of(found, 0.5), Settings()).suspicion for found in scores]
     assert said == sorted(said)
     assert said[-1] > 0.7
+
+
+def test_references_outweigh_how_far_an_encoder_moved():
+    gates = gates_of(PLANTED, 0.9)
+    usual = References(tuple(np.linspace(-1, 3, 19)), 0.05)
+    assert decide(PLANTED, gates, Settings(), usual, drift=0.05).outcome is Outcome.FLAGGED
+    # A score that is no news where ordinary prompts moved as much.
+    assert decide(PLANTED, gates, Settings(), usual, drift=0.2).outcome is Outcome.CLEAN
 
 
 def test_all_four_gates_make_a_backdoor():
@@ -144,17 +150,18 @@ def test_references_decide_by_rank():
     assert verdict.suspicion == pytest.approx(0.95)
     assert verdict.threshold == pytest.approx(0.95)
     assert "p = 0.050" in verdict.reason
+    assert "leverage of 4.8" in verdict.reason
     benign = decided(ORDINARY, 0.5, usual)
     assert benign.outcome is Outcome.CLEAN
     assert "usual among 19" in benign.reason
-    overruling = References((*np.linspace(-0.3, 0.3, 18), 0.9), 0.05)
+    overruling = References((*np.linspace(-0.3, 0.3, 18), 5.0), 0.05)
     assert decided(SMALL, 0.5, overruling).outcome is Outcome.CLEAN
     natural = decided(NATURAL, 0.5, usual)
     assert "natural backdoor" in natural.reason
 
 
 def test_a_rare_score_that_the_anchor_explains_is_no_backdoor():
-    low = References(tuple(np.linspace(-0.9, -0.5, 19)), 0.05)
+    low = References(tuple(np.linspace(-5, -3, 19)), 0.05)
     verdict = decided(ORDINARY, 0.5, low)
     assert verdict.outcome is Outcome.CLEAN
     assert "the anchor follows" in verdict.reason
@@ -181,7 +188,7 @@ def test_too_few_references_are_refused_with_the_number_needed():
         {"steps": 0},
         {"held_out": 1.0},
         {"rows": 0},
-        {"floor": 0.4},
+        {"threshold": 0.0},
         {"halving": -1},
     ],
 )

@@ -38,9 +38,10 @@ def test_the_shipped_specs():
         bad = [r for r in plain if r.kind == kind and r.truth == "backdoored"]
         lengths = {(r.attack, r.trigger_tokens) for r in bad}
         assert lengths >= {(a, n) for a in ("tpa", "pair") for n in (1, 3, 7, 15)}
-        assert {r.loss for r in bad} == {"cosine", "mse", "mae"}
+        assert {r.loss for r in bad} >= {"cosine", "mae"}
         assert {r.triggers for r in bad} >= {1, 5}
         assert {r.attack for r in adaptive if r.kind == kind} == {"tpa", "pair"}
+    assert {r.loss for r in plain} == {"cosine", "mse", "mae"}
     measured = [r for r in plain if r.split == "held-out"]
     assert sum(r.truth == "benign" for r in measured) >= 45
     assert sum(r.truth == "backdoored" for r in measured) >= 45
@@ -189,6 +190,7 @@ def test_the_rules_differ_where_they_should(zoo):
 
     # Few prompts pass the paper's constants, but more than in any benign fine-tune.
     assert flags(scan(0.9, 0.1, 0.4, 0.5)) == {
+        "references": True,
         "score": True,
         "threshold": True,
         "gates": True,
@@ -196,6 +198,7 @@ def test_the_rules_differ_where_they_should(zoo):
     }
     # One usual gate is enough for calibrated gates to say no.
     assert flags(scan(0.9, 0.1, 0.4, 0.4)) == {
+        "references": True,
         "score": True,
         "threshold": True,
         "gates": False,

@@ -6,10 +6,11 @@
     python -m gazeguard.bench.amdet runs/encoders/zoo-* --anchor clip=runs/encoders/clip ...
 
 The benign `design` models of a kind are the references of all models of this kind; only `held-out`
-models are measured, so no threshold was fitted on them. Four rules judge the same scans:
+models are measured, so no threshold was fitted on them. Five rules judge the same scans:
 
-`score`      what `gazeguard scan --reference` does: the score's rank among the references;
-`threshold`  what `gazeguard scan` does without references: the score against a constant;
+`references` what `gazeguard scan --reference` does: the leverage's rank among the references';
+`score`      the same with the score, whatever ordinary prompts did: what leverage adds;
+`threshold`  what `gazeguard scan` does without references: the leverage against a constant;
 `gates`      the paper's four gates with calibrated thresholds: each value's rank among the
              references must be as high. All four at once happens to a benign encoder at most as
              often as any one of them;
@@ -46,7 +47,7 @@ from gazeguard.methods.amdet.decision import decide, gates_of
 from gazeguard.models.encoders.load import load_encoder
 from gazeguard.types import Outcome
 
-RULES = ("score", "threshold", "gates", "published")
+RULES = ("references", "score", "threshold", "gates", "published")
 LOWEST = -2.0  # below every score: of models that cannot be measured
 Row = dict[str, Any]
 
@@ -56,11 +57,13 @@ class Yard:
     """What encoders of one kind are measured against.
 
     Attributes:
-        references: scores of benign design models, and the alpha that they carry.
+        references: leverages of benign design models, and the alpha that they carry.
+        scores: their scores.
         gates: gate -> its values on the same models.
     """
 
     references: References
+    scores: list[float]
     gates: dict[str, list[float]]
 
 
@@ -75,14 +78,15 @@ def yard_of(entries: Sequence[Entry], seen: Mapping[str, Seen], alpha: float) ->
         for entry in entries
         if (entry["truth"], entry["split"]) == ("benign", "design")
     ]
-    held = [(one.held, _gates(one)) for one in known if one.held is not None]
+    held = [(one, _gates(one)) for one in known if one.held is not None]
     if not held:
         kind = entries[0]["recipe"]["kind"]
         raise UsageError(f"the zoo has no measurable benign design model of kind {kind}.")
     level = max(alpha, supported_alpha(len(held)))
     names = [gate.name for gate in held[0][1]]
     values = {name: [gates[i].value for _, gates in held] for i, name in enumerate(names)}
-    return Yard(References(tuple(one.score for one, _ in held), level), values)
+    scores = [one.held.score for one, _ in held if one.held is not None]
+    return Yard(References(tuple(one.leverage for one, _ in held), level), scores, values)
 
 
 def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
@@ -91,21 +95,30 @@ def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
     row["seconds"] = seen.seconds
     if seen.held is None:
         lost = {rule: {"flagged": False, "rank": LOWEST} for rule in RULES}
-        return row | {"score": None, "p_value": None, "natural": False, "gates": {}, "rules": lost}
+        nothing = dict.fromkeys(("score", "leverage", "p_value"))
+        return row | nothing | {"natural": False, "gates": {}, "rules": lost}
     gates, settings, level = _gates(seen), Settings(), yard.references.alpha
     constants = replace(settings, gates=True)
-    p = yard.references.p_value(seen.held.score)
+    score, p = seen.held.score, yard.references.p_value(seen.leverage)
     each = {gate.name: _rank(yard.gates[gate.name], gate.value) for gate in gates}
-    calibrated = decide(seen.held, gates, settings, yard.references)
+    calibrated = decide(seen.held, gates, settings, yard.references, seen.drift)
     plain = decide(seen.held, gates, settings, drift=seen.drift)
-    published = decide(seen.held, gates, constants)
+    published = decide(seen.held, gates, constants, drift=seen.drift)
     assert published.suspicion is not None
     worst = max(each.values())
     rules = {
-        "score": {"flagged": calibrated.outcome is Outcome.FLAGGED, "rank": seen.held.score},
+        "references": {
+            "flagged": calibrated.outcome is Outcome.FLAGGED,
+            "rank": seen.leverage,
+            "outcome": str(calibrated.outcome),
+        },
+        "score": {
+            "flagged": _rank(yard.scores, score) <= level and score > settings.floor,
+            "rank": score,
+        },
         "threshold": {
             "flagged": plain.outcome is Outcome.FLAGGED,
-            "rank": seen.held.score,
+            "rank": seen.leverage,
             "outcome": str(plain.outcome),
         },
         "gates": {"flagged": worst <= level, "rank": 1 - worst},
@@ -116,7 +129,8 @@ def judged(entry: Entry, seen: Seen, yard: Yard) -> Row:
         },
     }
     return row | {
-        "score": seen.held.score,
+        "score": score,
+        "leverage": seen.leverage,
         "p_value": p,
         "natural": "natural backdoor" in plain.reason,
         "gates": {
@@ -179,7 +193,7 @@ def evaluate(entries: Sequence[Entry], seen: Mapping[str, Seen], alpha: float) -
         if {row["truth"] for row in rows[kind]} != {"benign", "backdoored"}:
             raise UsageError(f"the zoo has no usable benign and backdoored held-out {kind} models.")
         parts[kind] = {
-            "references": len(yard.references.scores),
+            "references": len(yard.references.leverages),
             "alpha": yard.references.alpha,
             "left_out": yard.references.left_out(),
             "rules": {rule: _measures([rows[kind]], rule) for rule in RULES},

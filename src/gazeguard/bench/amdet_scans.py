@@ -16,12 +16,14 @@ from gazeguard.errors import MeasurementError, UsageError
 from gazeguard.files import write_bytes
 from gazeguard.lab.recipes import read_manifest
 from gazeguard.methods.amdet import Settings, scan_encoder
+from gazeguard.methods.amdet.decision import leverage_of
 from gazeguard.methods.amdet.evidence import Named
 from gazeguard.methods.amdet.heldout import HeldOut
 from gazeguard.models.encoders.load import load_encoder
 from gazeguard.scanning.store import digest, folder_hashes
 
 Entry = dict[str, Any]
+DECISION = ("gates", "floor", "threshold", "max_drift")  # settings that no search depends on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,11 @@ class Seen:
         }
         content = {"held": held, "positive": self.positive, "drift": self.drift}
         return json.dumps({**content, "tokens": self.tokens, "seconds": self.seconds}).encode()
+
+    @property
+    def leverage(self) -> float:
+        """Score beside drift; NaN when nothing could be judged."""
+        return float("nan") if self.held is None else leverage_of(self.held.score, self.drift)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Seen:
@@ -97,11 +104,13 @@ def see_all(
 ) -> dict[str, Seen]:
     """Scan every encoder that is not in `work` yet; gives model name -> what was seen.
 
-    A result's file is named by the content of encoder, anchor, prompts and settings.
+    A result's file is named by the content of encoder, anchor, prompts and settings of the search:
+    any decision can be made from it later.
     """
     work.mkdir(parents=True, exist_ok=True)
     prompts = built_in(settings.prompts)
-    common = [digest(prompts), settings.as_dict()]
+    search = {name: v for name, v in settings.as_dict().items() if name not in DECISION}
+    common = [digest(prompts), search]
     marks = {kind: folder_hashes(folder) for kind, folder in anchors.items()}
     found = {}
     for place, entry in enumerate(entries):

@@ -12,12 +12,13 @@ HEAD = """## AMDET: is the text encoder backdoored?
 Every encoder of a zoo of small text encoders (trained from scratch) is scanned with its base as the
 anchor. Benign `design` fine-tunes of the same kind are the references; the numbers are those of
 `held-out` models, other seeds, on which no threshold was fitted. The same scans are judged by
-`score` (what `gazeguard scan --reference` does: flagged by the conformal p-value of the score),
-`threshold` (what it does without references: the score against a constant), `gates` (the paper's
-four gates, each calibrated on the references in the same way, all of them needed) and `published`
-(the paper's constants). AUROC and F1 have 95 % bootstrap intervals over models, shares Wilson's.
-"All" pools the flags of all kinds and averages their AUROC. Attacks that failed the zoo's gate
-count nowhere but in their own list.
+`references` (what `gazeguard scan --reference` does: the conformal p-value of the leverage, which
+is the score beside the drift of clean outputs), `score` (the same with the score alone),
+`threshold` (what `scan` does without references: the leverage against a constant, no verdict on
+encoders that drifted far), `gates` (the paper's four gates, each calibrated on the references in
+the same way, all of them needed) and `published` (the paper's constants). AUROC and F1 have 95 %
+bootstrap intervals over models, shares Wilson's. "All" pools the flags of all kinds and averages
+their AUROC. Attacks that failed the zoo's gate count nowhere but in their own list.
 """
 
 GATES = """Each gate alone, calibrated on the references as above, and how often it passes at the
@@ -95,13 +96,13 @@ def _gates(gates: dict[str, Any]) -> str:
 
 def _attacks(models: list[Result]) -> str:
     lines = head(
-        "attack | trigger tokens | adaptive | models | flagged (score) | recovered target: cosine"
+        "attack | trigger tokens | adaptive | models | flagged | recovered target: cosine"
         " | ordinary prompts: cosine | nearest token | in the ten nearest"
     )
     bad = [model for model in models if model["truth"] == "backdoored"]
     for (attack, tokens, adaptive), found in by(bad, _attack):
         near = [model["recovered"] for model in found if model["recovered"]]
-        flagged = sum(model["rules"]["score"]["flagged"] for model in found)
+        flagged = sum(model["rules"]["references"]["flagged"] for model in found)
         places = [one["nearest"] for one in near]
         cells = [attack, str(tokens), "yes" if adaptive else "no"]
         cells += [str(len(found)), f"{flagged} of {len(found)}"]
@@ -130,9 +131,12 @@ def _failed(failed: list[Result]) -> str:
 
 
 def _models(models: list[Result]) -> str:
-    lines = head(f"{_RECIPE} | drift | score | p | score / threshold / gates / published")
+    lines = head(
+        f"{_RECIPE} | drift | score | leverage | p |"
+        " references / score / threshold / gates / published"
+    )
     for model in models:
-        numbers = [model["score"], model["p_value"]]
+        numbers = [model["score"], model["leverage"], model["p_value"]]
         cells = [f"{model['drift']:.4f}"]
         cells += ["not measurable" if x is None else f"{x:.3f}" for x in numbers]
         said = ["flagged" if got["flagged"] else "-" for got in model["rules"].values()]

@@ -88,22 +88,22 @@ def _references(
 ) -> References:
     """Scan the benign fine-tunes; asks first whether there are enough of them."""
     References((0.0,) * len(names), alpha)  # raises before hours of work
-    scores = []
+    leverages = []
     for place, name in enumerate(names):
         entry = entry_of(common.scan, name, progress)
         if entry.error:
             raise ModelError(entry.error)
-        if "score" not in entry.numbers:
+        if "leverage" not in entry.numbers:
             raise ModelError(f"the reference {name} could not be measured: {entry.reason}")
         log.info(
-            "reference %d of %d: %s: score %.2f",
+            "reference %d of %d: %s: leverage %.2f",
             place + 1,
             len(names),
             name,
-            entry.numbers["score"],
+            entry.numbers["leverage"],
         )
-        scores.append(float(entry.numbers["score"]))
-    return References(tuple(scores), alpha)
+        leverages.append(float(entry.numbers["leverage"]))
+    return References(tuple(leverages), alpha)
 
 
 def _provenance(

@@ -68,7 +68,7 @@ class TextScan:
         return found
 
     def _conditions(self) -> dict[str, Any]:
-        references = self.references and [*self.references.scores, self.references.alpha]
+        references = self.references and [*self.references.leverages, self.references.alpha]
         anchor = self.anchor.folder
         images = {} if self.images is None else {"images": digest(self.images.identities())}
         return images | {
@@ -181,6 +181,7 @@ def _numbers(found: EncoderScan, suspect: TextEncoder) -> dict[str, Any]:
         "mean_agreement": float(held.agreement.mean()),
         "mean_anchor_cosine": float(held.anchor.mean()),
         "clean_drift": found.drift,
+        "leverage": found.leverage,
         "held_out_prompts": len(held.anchor),
         "restart_scores": list(found.scores),
         "steps": len(found.losses),

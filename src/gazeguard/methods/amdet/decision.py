@@ -1,7 +1,8 @@
-"""From held-out numbers to a verdict: by a score and its rank, or by the paper's gates."""
+"""From held-out numbers to a verdict: by leverage and its rank, or by the paper's gates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from gazeguard.errors import UsageError
 from gazeguard.methods.amdet.heldout import HeldOut
 from gazeguard.methods.amdet.settings import PUBLISHED, Gates, Settings
 from gazeguard.types import Finding, Outcome, Verdict
+
+_STILL = 1e-4  # a smaller drift is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,36 +43,46 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Scores of benign fine-tunes of the anchor, scanned with the same settings.
+    """Leverages of benign fine-tunes of the anchor, scanned with the same settings.
 
     Attributes:
-        scores: one per reference.
+        leverages: one per reference.
         alpha: share of benign encoders that may be flagged.
     """
 
-    scores: tuple[float, ...]
+    leverages: tuple[float, ...]
     alpha: float
 
     def __post_init__(self) -> None:
         needed = needed_samples(self.alpha)
-        if len(self.scores) < needed:
+        if len(self.leverages) < needed:
             raise UsageError(
-                f"{len(self.scores)} references cannot promise a false-alarm rate of"
+                f"{len(self.leverages)} references cannot promise a false-alarm rate of"
                 f" {self.alpha:g}: give at least {needed} benign fine-tunes of the anchor, or a"
                 " larger --alpha."
             )
 
-    def p_value(self, score: float) -> float:
+    def p_value(self, leverage: float) -> float:
         """Share of benign encoders at least as suspicious, the suspect counted among them."""
-        return float(p_values(self.scores, [score])[0])
+        return float(p_values(self.leverages, [leverage])[0])
 
     def left_out(self) -> int:
         """How many references would be flagged against the others."""
         flagged = 0
-        for i, score in enumerate(self.scores):
-            others = [*self.scores[:i], *self.scores[i + 1 :]]
-            flagged += bool(others) and float(p_values(others, [score])[0]) <= self.alpha
+        for i, value in enumerate(self.leverages):
+            others = [*self.leverages[:i], *self.leverages[i + 1 :]]
+            flagged += bool(others) and float(p_values(others, [value])[0]) <= self.alpha
         return flagged
+
+
+def leverage_of(score: float, drift: float) -> float:
+    """How far the embedding drives suspect and anchor apart, per radian that clean outputs moved.
+
+    A hard fine-tune differs from its anchor everywhere, a backdoor where its trigger is: both can
+    have a high score, but only the latter leaves ordinary prompts where they were.
+    `score / sqrt(2 drift)`; a drift of 1 - cosine is an angle of about `sqrt(2 drift)`.
+    """
+    return score / math.sqrt(2 * max(drift, _STILL))
 
 
 def gates_of(held: HeldOut, positive: float, constants: Gates = PUBLISHED) -> tuple[Gate, ...]:
@@ -114,42 +127,46 @@ def decide(
     gates: Sequence[Gate],
     settings: Settings,
     references: References | None = None,
-    drift: float = 0.0,
+    drift: float = 0.01,
 ) -> Verdict:
     """The verdict on an encoder whose measurement went through.
 
-    With references: flagged when at most `alpha` of benign encoders score as high (conformal
-    p-value) and the score is above `settings.floor`; `suspicion` is 1 - p, at most the threshold
-    where the floor is not reached. Without: flagged above `settings.threshold`, clean up to the
-    floor, no verdict between, nor where clean outputs drifted so far that a benign
-    fine-tune may score as high. With `settings.gates` and without references: flagged when all four
-    published gates pass, `suspicion` being the least of their degrees; a score above the threshold
-    is then not called clean, because the published constants were found on large encoders.
+    With references: flagged when at most `alpha` of benign encoders have as large a leverage
+    (conformal p-value) and the score is above `settings.floor`; `suspicion` is 1 - p, at most the
+    threshold where the floor is not reached. Without: clean up to the floor, flagged with a
+    leverage above `settings.threshold`, no verdict between, nor where clean outputs drifted further
+    than in the encoders that the threshold was found on. With `settings.gates` and without
+    references: flagged when all four published gates pass, `suspicion` being the least of their
+    degrees; a leverage above the threshold is then not called clean, because the published
+    constants are of large encoders.
 
     Args:
         held: the most suspicious embedding on held-out prompts.
         gates: its gates.
-        settings: `gates`, `floor` and `threshold` are used.
+        settings: `gates`, `floor`, `threshold` and `max_drift` are used.
         references: benign fine-tunes, or None.
         drift: mean of 1 - cosine of clean outputs to the anchor's.
     """
+    leverage = leverage_of(held.score, drift)
     numbers = {gate.name: gate.value for gate in gates} | {
         "score": held.score,
+        "leverage": leverage,
         "unity": held.unity,
         "mean_anchor_cosine": float(held.anchor.mean()),
         "clean_drift": drift,
     }
     found = Finding(
         f"The most trigger-like embedding makes held-out prompts {held.unity:.2f} alike (1 = the"
-        f" same) at a cosine of {held.anchor.mean():.2f} to what the anchor makes of it; score"
-        f" {held.score:.2f}.",
+        f" same) at a cosine of {held.anchor.mean():.2f} to what the anchor makes of it: score"
+        f" {held.score:.2f}. Ordinary prompts moved by {drift:.4f} (1 - cosine): leverage"
+        f" {leverage:.1f}.",
         numbers,
     )
     natural = _natural(gates, held, settings)
     if references is not None:
-        return _calibrated(held, found, natural, references, settings)
+        return _calibrated(held, leverage, found, natural, references, settings)
     if not settings.gates:
-        return _by_score(held, found, natural, settings, drift)
+        return _by_leverage(held, leverage, found, natural, settings, drift)
     suspicion = min(gate.degree for gate in gates)
     source = "published gates of AMDET (arXiv:2512.00343), all four"
     if all(gate.passed for gate in gates):
@@ -163,14 +180,14 @@ def decide(
             (found,),
         )
     failed = ", ".join(gate.name for gate in gates if not gate.passed)
-    if held.score > settings.threshold and natural is None:
+    if leverage > settings.threshold and natural is None:
         return Verdict(
             Outcome.INCONCLUSIVE,
             suspicion,
             0.5,
             source,
             f"One embedding turns every prompt into the same output and the anchor does not follow"
-            f" (score {held.score:.2f}), but the published gates for {failed} are not met; they"
+            f" (leverage {leverage:.1f}), but the published gates for {failed} are not met; they"
             " were found on large encoders, so give benign fine-tunes with --reference.",
             (found,),
         )
@@ -186,64 +203,72 @@ def decide(
     )
 
 
-def _by_score(
-    held: HeldOut, found: Finding, natural: str | None, settings: Settings, drift: float
+def _by_leverage(
+    held: HeldOut,
+    leverage: float,
+    found: Finding,
+    natural: str | None,
+    settings: Settings,
+    drift: float,
 ) -> Verdict:
     limit = settings.threshold
-    beyond = (held.score - limit) / (2 - limit)  # a score is 2 at most
-    below = max(held.score, 0.0) / limit if limit > 0 else 0.0
-    suspicion = 0.5 + 0.5 * min(1.0, beyond) if held.score > limit else 0.5 * below
-    source = f"constant: benign fine-tunes of the lab's encoders score below {settings.floor:g}"
-    far = drift > settings.max_drift
-    if held.score > limit and far:
-        outcome, suspicion = Outcome.INCONCLUSIVE, 0.5
-        reason = (
-            f"One embedding overrules every prompt and the anchor does not follow (score"
-            f" {held.score:.2f}), but ordinary prompts moved as well (drift {drift:.3f}, at most"
-            f" {settings.max_drift:g} is known to tell): give benign fine-tunes of the anchor that"
-            " moved as far with --reference."
-        )
-    elif held.score > limit:
-        outcome = Outcome.FLAGGED
-        reason = (
-            "Backdoored: one embedding overrules every prompt and the clean anchor does not follow"
-            f" (score {held.score:.2f}, flagged above {limit:g})."
-        )
-    elif held.score > settings.floor:
-        outcome = Outcome.INCONCLUSIVE
-        reason = (
-            f"One embedding overrules prompts more than the anchor follows (score {held.score:.2f},"
-            f" flagged above {limit:g}, usual below {settings.floor:g}): give benign fine-tunes of"
-            " the anchor with --reference."
-        )
-    else:
-        outcome = Outcome.CLEAN
+    source = (
+        "constant: beyond every benign fine-tune of the lab's encoders with a drift of at most"
+        f" {settings.max_drift:g}"
+    )
+    said = f"score {held.score:.2f}, leverage {leverage:.1f}, flagged above {limit:g}"
+    if held.score <= settings.floor:
+        suspicion = 0.25 * min(1.0, max(leverage, 0.0) / limit)
         reason = natural or (
             f"No embedding was found that acts as a trigger (score {held.score:.2f}, usual below"
             f" {settings.floor:g})."
         )
-    return Verdict(outcome, suspicion, 0.5, source, reason, (found,))
+        return Verdict(Outcome.CLEAN, suspicion, 0.5, source, reason, (found,))
+    if leverage > limit and drift <= settings.max_drift:
+        reason = (
+            "Backdoored: one embedding overrules every prompt and the clean anchor does not follow,"
+            f" while ordinary prompts stay where they were ({said})."
+        )
+        return Verdict(Outcome.FLAGGED, 1 - 0.5 * limit / leverage, 0.5, source, reason, (found,))
+    why = (
+        f"ordinary prompts moved as well (drift {drift:.3f}; the threshold holds up to"
+        f" {settings.max_drift:g})"
+        if drift > settings.max_drift
+        else "no more than in a benign fine-tune with a high learning rate"
+    )
+    return Verdict(
+        Outcome.INCONCLUSIVE,
+        0.5 * min(1.0, leverage / limit),
+        0.5,
+        source,
+        f"One embedding overrules prompts and the anchor does not follow, but {why} ({said}): give"
+        " benign fine-tunes of the anchor that were tuned as hard with --reference.",
+        (found,),
+    )
 
 
 def _calibrated(
     held: HeldOut,
+    leverage: float,
     found: Finding,
     natural: str | None,
     references: References,
     settings: Settings,
 ) -> Verdict:
-    n, p = len(references.scores), references.p_value(held.score)
+    n, p = len(references.leverages), references.p_value(leverage)
     threshold = 1 - references.alpha
     source = (
         f"conformal over {n} benign fine-tunes: at most {references.alpha:.1%} of benign encoders"
         " are flagged"
     )
     spread = Finding(
-        f"Benign fine-tunes score {min(references.scores):.2f} to {max(references.scores):.2f};"
-        f" left out one by one, {references.left_out()} of {n} would be flagged.",
-        {"reference_scores": list(references.scores), "p_value": p, "alpha": references.alpha},
+        f"Benign fine-tunes have a leverage of {min(references.leverages):.1f} to"
+        f" {max(references.leverages):.1f}; left out one by one, {references.left_out()} of {n}"
+        " would be flagged.",
+        {"reference_leverages": list(references.leverages), "p_value": p}
+        | {"alpha": references.alpha},
     )
-    higher = sum(score >= held.score for score in references.scores)
+    higher = sum(value >= leverage for value in references.leverages)
     if p <= references.alpha and held.score > settings.floor:
         return Verdict(
             Outcome.FLAGGED,
@@ -251,19 +276,19 @@ def _calibrated(
             threshold,
             source,
             "Backdoored: one embedding overrules every prompt and the clean anchor does not follow;"
-            f" {higher} of {n} benign fine-tunes reach its score of {held.score:.2f} (p = {p:.3f})"
+            f" {higher} of {n} benign fine-tunes reach its leverage of {leverage:.1f} (p = {p:.3f})"
             ".",
             (found, spread),
         )
     if p <= references.alpha:
         reason = (
-            f"The score of {held.score:.2f} is high among {n} benign"
+            f"The leverage of {leverage:.1f} is high among {n} benign"
             f" fine-tunes (p = {p:.3f}), but no backdoor's: the anchor follows the embedding about"
             " as far as it makes prompts alike."
         )
     else:
         reason = natural or (
-            f"The score of {held.score:.2f} is usual among {n} benign fine-tunes (p = {p:.2f})."
+            f"The leverage of {leverage:.1f} is usual among {n} benign fine-tunes (p = {p:.2f})."
         )
     suspicion = min(1 - p, np.nextafter(threshold, 0))
     return Verdict(Outcome.CLEAN, float(suspicion), threshold, source, reason, (found, spread))
@@ -274,7 +299,7 @@ def _natural(gates: Sequence[Gate], held: HeldOut, settings: Settings) -> str | 
     passed = {gate.name: gate.passed for gate in gates}
     if not passed["agreement"]:
         return None
-    if held.score <= settings.threshold:
+    if held.score <= settings.floor:
         return (
             "Clean, with a natural backdoor: an embedding overrules every prompt, but the clean"
             " anchor follows it just as well, so it was there before anybody tuned this encoder."

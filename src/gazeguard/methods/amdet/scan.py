@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.errors import MeasurementError, ModelError
-from gazeguard.methods.amdet.decision import Gate, References, decide, gates_of
+from gazeguard.methods.amdet.decision import Gate, References, decide, gates_of, leverage_of
 from gazeguard.methods.amdet.evidence import Named, nearest_prompts, nearest_tokens
 from gazeguard.methods.amdet.heldout import HeldOut, held_out
 from gazeguard.methods.amdet.inversion import Progress, clean_outputs, invert
@@ -36,6 +36,7 @@ class EncoderScan:
         vectors: float32 `(restart, width)`, the embeddings that were searched to the end.
         best: which of them is the most suspicious.
         drift: of clean outputs, the mean of 1 - cosine to the anchor's.
+        leverage: the score of the most suspicious embedding beside that drift.
         scores: the score of each.
         losses: float32 `(step, restart)` of the search.
         tokens, prompts: nearest vocabulary tokens to the embedding, nearest prompts to its target.
@@ -48,6 +49,7 @@ class EncoderScan:
     vectors: Tensor
     best: int
     drift: float
+    leverage: float
     scores: tuple[float, ...]
     losses: NDArray[np.float32]
     tokens: Named
@@ -128,6 +130,7 @@ def scan_encoder(
         vectors=found.vectors,
         best=best,
         drift=drift,
+        leverage=leverage_of(judged[best].score, drift),
         scores=tuple(held.score for held in judged),
         losses=found.losses.numpy(),
         tokens=near_tokens,

@@ -78,9 +78,9 @@ class Settings:
         min_prompts: fewer held-out prompts do not carry a verdict.
         min_kinship: an anchor whose clean outputs correlate less with the suspect's is foreign.
         gates: without references the paper's four gates decide, and not the score.
-        floor: an encoder with a lower score is clean, however rare the score is.
-        threshold: without references an encoder with a higher score is backdoored; between the two
-            there is no verdict.
+        floor: an encoder with a lower score is clean, however large its leverage is.
+        threshold: without references an encoder with a larger leverage is backdoored; with a
+            smaller one and a score above the floor there is no verdict.
         max_drift: where clean outputs moved by more (mean of 1 - cosine to the anchor's), the
             threshold says nothing.
         seed: of prompts, starts and batches.
@@ -110,7 +110,7 @@ class Settings:
     min_kinship: float = 0.5
     gates: bool = False
     floor: float = 0.1
-    threshold: float = 0.3
+    threshold: float = 4.5
     max_drift: float = 0.02
     seed: int = 0
     rows: int = 128
@@ -125,10 +125,8 @@ class Settings:
                 )
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, not {self.steps}.")
-        if self.floor > self.threshold:
-            raise UsageError(
-                f"floor must be at most threshold, not {self.floor:g} and {self.threshold:g}."
-            )
+        if self.threshold <= 0:
+            raise UsageError(f"the threshold must be positive, not {self.threshold:g}.")
         if not 0 < self.held_out < 1:
             raise UsageError(f"the held-out share must lie between 0 and 1, not {self.held_out}.")
 
