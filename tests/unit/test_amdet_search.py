@@ -97,6 +97,7 @@ def test_the_search_lowers_its_loss_and_touches_no_weight(encoder: TextEncoder):
     tokens, plain = prepared(encoder)
     before = [weight.clone() for weight in encoder.model.parameters()]
     settings = replace(QUICK, steps=40, batch=30, patience=0, halving=0, radius=0.0)
+    settings = replace(settings, learning_rate=0.08)
     found = invert(encoder, encoder, tokens, plain, settings)
     assert found.losses.shape == (40, 3)
     assert (found.losses[-1] < found.losses[0] - 0.02).all()

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.methods.amdet.decision import decide, gates_of
 from gazeguard.methods.amdet.heldout import HeldOut
-from gazeguard.methods.amdet.inversion import Terms
+from gazeguard.methods.amdet.inversion import Terms, clean_outputs
 from gazeguard.methods.amdet.settings import Settings
 from gazeguard.models.encoders.encoder import TextEncoder, Tokens
 from gazeguard.signals.assimilation import assimilation
@@ -166,7 +166,9 @@ def public_scan(
     losses = way.landscape(unseen[0], vector).view(settings.points, settings.points)
     marks.append(time.perf_counter())
     found = curvatures(losses, 2 * settings.extent / (settings.points - 1))
-    verdict = decide(held, gates_of(held, positive_share(found)), settings)
+    mine, theirs = (clean_outputs(one, plain[:256], settings.rows) for one in (suspect, anchor))
+    drift = 1 - float(cosine_similarity(mine, theirs).mean())  # for our decision only
+    verdict = decide(held, gates_of(held, positive_share(found)), settings, drift=drift)
     names = ("search", "held-out", "landscape")
     taken = (after - before for before, after in zip(marks, marks[1:], strict=False))
     return PublicScan(verdict, held, dict(zip(names, taken, strict=True)))

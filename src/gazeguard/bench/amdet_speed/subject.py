@@ -96,11 +96,11 @@ class Toys:
 
 
 def toys(work: Path, quick: bool) -> Toys:
-    """Train them, in under a minute; with `quick` in seconds, and then nothing is promised."""
+    """Train them, in a minute or two; with `quick` in seconds, and then nothing is promised."""
     recipe = EncoderRecipe(
         layers=2, width=64, heads=4, vocabulary=1000, prompts=3000, steps=200, batch=64
     )
-    attack = AttackRecipe(place="start", steps=120, learning_rate=2e-3, clean=48, poisoned=24)
+    attack = AttackRecipe(place="start", steps=250, learning_rate=1e-3)
     recipe = replace(recipe, learning_rate=3e-3)
     if quick:
         recipe = replace(recipe, length=24, prompts=300, steps=5)
