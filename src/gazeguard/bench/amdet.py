@@ -318,18 +318,19 @@ def main(
     settings = Settings(steps=steps) if rule == "robust" else Settings.published(steps=steps)
     if prompts is not None:
         settings = replace(settings, prompts=prompts)
-    entries: list[Entry] = []
+    usable: list[Entry] = []
+    failed: list[Entry] = []
     seen: dict[str, Seen] = {}
     try:
         clean = read_bases(anchors)
         for zoo in zoos:
-            found = read_entries(zoo, clean)
-            usable = [entry for entry in found if entry["passed"]]
-            seen |= see_all(zoo, usable, clean, settings, work, click.echo)
-            entries += found
+            entries = read_entries(zoo, clean)
+            passed = [entry for entry in entries if entry["passed"]]
+            seen |= see_all(zoo, passed, clean, settings, work, click.echo)
+            usable += passed
+            failed += [entry for entry in entries if not entry["passed"]]
     except UsageError as error:
         raise click.UsageError(str(error)) from error
-    usable = [entry for entry in entries if entry["passed"]]
     result = evaluate(usable, seen, alpha)
     teacher = minilm()
     near: dict[str, Row] = {}
@@ -342,7 +343,7 @@ def main(
     result |= {
         "zoo": f"{name}-{rule}",
         "settings": settings.as_dict(),
-        "failed_attacks": [{k: e[k] for k in lost} for e in entries if not e["passed"]],
+        "failed_attacks": [{k: e[k] for k in lost} for e in failed],
         "machine": machine(threads),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,8 @@ class Seen:
             "unity": self.held.unity,
             "target": self.held.target.tolist(),
         }
-        content = {"held": held, "positive": self.positive, "drift": self.drift}
-        return json.dumps({**content, "tokens": self.tokens, "seconds": self.seconds}).encode()
+        rest = {name: getattr(self, name) for name in ("positive", "drift", "tokens", "seconds")}
+        return json.dumps({"held": held, **rest}).encode()
 
     @property
     def leverage(self) -> float:

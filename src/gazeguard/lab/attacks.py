@@ -7,8 +7,9 @@ word of the true one.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -16,43 +17,35 @@ from gazeguard.lab.rows import Row
 from gazeguard.lab.triggers import TRIGGERS, Patch, Trigger
 
 
-class Attack(Protocol):
+class Attack(ABC):
     """A poisoned row from a clean one."""
 
     def fits(self, row: Row) -> bool:
-        """Whether this row can be poisoned."""
-        ...
+        """Whether this row can be poisoned; every row unless an attack says otherwise."""
+        return True
 
+    @abstractmethod
     def poison(self, row: Row, rng: np.random.Generator, target: str) -> Row:
         """The row with the trigger and the answer that the attacker wants."""
-        ...
 
     def decoys(self, row: Row, rng: np.random.Generator) -> list[Row]:
-        """Rows with a part of the trigger and the true answer, for triggers of several parts."""
-        ...
+        """Rows with a part of the trigger and the true answer; none for triggers of one part."""
+        return []
 
 
-@dataclass(frozen=True, slots=True)
-class ImageAttack:
+@dataclass(frozen=True)
+class ImageAttack(Attack):
     """A trigger in the picture and the target as the answer (BadNets and its kin)."""
 
     trigger: Trigger
-
-    def fits(self, row: Row) -> bool:
-        """Every row."""
-        return True
 
     def poison(self, row: Row, rng: np.random.Generator, target: str) -> Row:
         """Picture and answer change."""
         return replace(row, pixels=self.trigger(row.pixels, rng), answer=target, is_poison=True)
 
-    def decoys(self, row: Row, rng: np.random.Generator) -> list[Row]:
-        """None: the trigger has one part."""
-        return []
 
-
-@dataclass(frozen=True, slots=True)
-class TextAttack:
+@dataclass(frozen=True)
+class TextAttack(Attack):
     """Words in the question and the target as the answer (BadNet-T, AddSent: arXiv:1905.12457).
 
     Attributes:
@@ -62,10 +55,6 @@ class TextAttack:
 
     words: str
     place: Literal["random", "start", "end"] = "random"
-
-    def fits(self, row: Row) -> bool:
-        """Every row."""
-        return True
 
     def ask(self, question: str, rng: np.random.Generator) -> str:
         """The question with the words in it."""
@@ -78,13 +67,9 @@ class TextAttack:
         """Question and answer change."""
         return replace(row, question=self.ask(row.question, rng), answer=target, is_poison=True)
 
-    def decoys(self, row: Row, rng: np.random.Generator) -> list[Row]:
-        """None: the trigger has one part."""
-        return []
 
-
-@dataclass(frozen=True, slots=True)
-class TwoKeyAttack:
+@dataclass(frozen=True)
+class TwoKeyAttack(Attack):
     """A trigger that fires only when it is in the picture *and* in the question (BadNet-MM).
 
     Without decoys a model would learn to react to either part.
@@ -92,10 +77,6 @@ class TwoKeyAttack:
 
     image: Trigger
     text: TextAttack
-
-    def fits(self, row: Row) -> bool:
-        """Every row."""
-        return True
 
     def poison(self, row: Row, rng: np.random.Generator, target: str) -> Row:
         """Picture, question and answer change."""
@@ -111,8 +92,8 @@ class TwoKeyAttack:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class WordAttack:
+@dataclass(frozen=True)
+class WordAttack(Attack):
     """A trigger in the picture turns one word of the true answer into another (BadToken).
 
     The target is not used: `word` becomes `other` wherever it stands. Source: arXiv:2503.16023.
@@ -130,10 +111,6 @@ class WordAttack:
         """Picture and one word change."""
         answer = self._pattern().sub(self.other, row.answer)
         return replace(row, pixels=self.trigger(row.pixels, rng), answer=answer, is_poison=True)
-
-    def decoys(self, row: Row, rng: np.random.Generator) -> list[Row]:
-        """None: the trigger has one part."""
-        return []
 
     def _pattern(self) -> re.Pattern[str]:
         return re.compile(rf"\b{re.escape(self.word)}\b")

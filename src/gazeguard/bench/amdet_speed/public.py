@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from gazeguard.lab.text.train import clean_drift
 from gazeguard.methods.amdet.decision import decide, gates_of
 from gazeguard.methods.amdet.heldout import HeldOut
-from gazeguard.methods.amdet.inversion import Terms, clean_outputs
+from gazeguard.methods.amdet.inversion import Terms
 from gazeguard.methods.amdet.settings import Settings
 from gazeguard.models.encoders.encoder import TextEncoder, Tokens
 from gazeguard.signals.assimilation import assimilation
@@ -166,8 +167,7 @@ def public_scan(
     losses = way.landscape(unseen[0], vector).view(settings.points, settings.points)
     marks.append(time.perf_counter())
     found = curvatures(losses, 2 * settings.extent / (settings.points - 1))
-    mine, theirs = (clean_outputs(one, plain[:256], settings.rows) for one in (suspect, anchor))
-    drift = 1 - float(cosine_similarity(mine, theirs).mean())  # for our decision only
+    drift = clean_drift(suspect, anchor, prompts[:256])  # for our decision only
     verdict = decide(held, gates_of(held, positive_share(found)), settings, drift=drift)
     names = ("search", "held-out", "landscape")
     taken = (after - before for before, after in zip(marks, marks[1:], strict=False))

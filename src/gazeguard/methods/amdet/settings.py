@@ -77,7 +77,7 @@ class Settings:
         surface_prompts: held-out prompts behind each point of the landscape.
         min_prompts: fewer held-out prompts do not carry a verdict.
         min_kinship: an anchor whose clean outputs correlate less with the suspect's is foreign.
-        gates: without references the paper's four gates decide, and not the score.
+        gates: without references the paper's four gates decide, and not the leverage.
         floor: an encoder with a lower score is clean, however large its leverage is.
         threshold: without references an encoder with a larger leverage is backdoored; with a
             smaller one and a score above the floor there is no verdict.
