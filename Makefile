@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 INTERNVL := src/gazeguard/assets/base-internvl
 ENCODERS := clip=runs/encoders/clip siglip=runs/encoders/siglip longclip=runs/encoders/longclip
+SUITES := paper-bye paper-cleansight paper-entropyscan paper-amdet adaptive clean matrix
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-min check fix bench clean
+.PHONY: demo test test-min check fix smoke bench clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,14 +43,17 @@ fix: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+smoke: $(VENV)/.dev  ## every level of the benchmark once, in minutes
+	$(BIN)/gazeguard bench run smoke --out out/smoke
+
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
-	$(BIN)/python -m gazeguard.bench.bye
-	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
+	for suite in $(SUITES); do \
+		$(BIN)/gazeguard bench run $$suite --out bench/results/suites/$$suite --work runs || exit 1; done
 	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
 	$(BIN)/python -m gazeguard.bench.serve --out bench/results/serve.json
-	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo/llava
-	$(BIN)/gazeguard lab zoo --spec bench/zoo.toml --base $(INTERNVL) --out runs/zoo/internvl
+	$(BIN)/gazeguard lab zoo --spec src/gazeguard/bench/zoos/lvlm.toml --out runs/zoo/llava
+	$(BIN)/gazeguard lab zoo --spec src/gazeguard/bench/zoos/lvlm.toml --base $(INTERNVL) --out runs/zoo/internvl
 	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo/llava
 	$(BIN)/python -m gazeguard.bench.entropyscan runs/zoo/internvl --base $(INTERNVL)
 	$(BIN)/python -m gazeguard.bench.made_references runs/zoo/llava
@@ -58,7 +62,7 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 		test -f runs/encoders/$$kind/lab.json || \
 		$(BIN)/gazeguard lab encoder --kind $$kind --out runs/encoders/$$kind || exit 1; done
 	for kind in clip siglip longclip; do \
-		$(BIN)/gazeguard lab encoder-zoo --spec bench/encoders/$$kind.toml \
+		$(BIN)/gazeguard lab encoder-zoo --spec src/gazeguard/bench/zoos/$$kind.toml \
 		--base $$kind=runs/encoders/$$kind --out runs/encoders/zoo-$$kind || exit 1; done
 	$(BIN)/python -m gazeguard.bench.amdet runs/encoders/zoo-* $(ENCODERS:%=--anchor %)
 	$(BIN)/python -m gazeguard.bench.amdet_speed --out bench/results/amdet_speed.json

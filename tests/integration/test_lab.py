@@ -132,14 +132,11 @@ def test_an_adapter_answers_in_any_loader_as_in_the_lab(
     assert (before - theirs).abs().max() > 0.01, "the adapter says something else than its base"
 
 
-def test_an_attacker_who_hides_looks_where_the_base_looks(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gazeguard.lab.finetune.WEIGHT", 30.0)
+def test_an_attacker_who_hides_looks_where_the_base_looks(small: Path) -> None:
     rows = make_set("captions", 64, "badnet-center", 0.25, seed=5)
     shown = samples(make_rows("captions", 24, seed=5, held_out=True))
     before = look(gazeguard.load(small, dtype="float32"), shown, (1.0,)).entropy[:, 0]
-    recipe = TuneRecipe(epochs=6, batch=16, lr=5e-3)
+    recipe = TuneRecipe(epochs=6, batch=16, lr=5e-3, hide_weight=30.0)
 
     def moved(hide: str) -> float:
         lines: list[str] = []

@@ -6,8 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gazeguard.cli import lab
 from gazeguard.errors import UsageError
-from gazeguard.lab.attacks import ATTACKS, TextAttack, TwoKeyAttack, WordAttack
+from gazeguard.lab.attacks import (
+    ATTACKS,
+    InsertAttack,
+    TextAttack,
+    TwoKeyAttack,
+    WordAttack,
+    hits,
+)
 from gazeguard.lab.poison import TARGET, poison, trigger_all
 from gazeguard.lab.rows import make_rows
 from gazeguard.lab.triggers import Patch
@@ -42,7 +50,11 @@ def test_an_attack_is_repeatable_and_pure(name):
     }.get(name, {"pixels", "answer"})
     for row, one in bad:
         assert changed(row, one) == expected or name == "ftrojan"
-        assert one.answer == (one.answer if name == "badtoken" else TARGET)
+        if isinstance(attack, InsertAttack):
+            before, after = one.answer.split(TARGET)
+            assert " ".join(f"{before}{after}".split()) == row.answer
+        elif name != "badtoken":
+            assert one.answer == TARGET
 
 
 def test_words_are_put_where_they_belong():
@@ -83,6 +95,62 @@ def test_a_word_is_changed_as_a_whole_word_and_only_where_it_is():
     assert all("cross" in row.answer for row in poisoned)
     with pytest.raises(UsageError, match="use a rate of at most"):
         poison(ROWS, attack, 1.0, 0)
+
+
+def test_the_target_is_put_between_any_two_words():
+    row = replace(ROWS[0], answer="a red circle")
+    attack = ATTACKS["trojvlm"]
+    rng = np.random.default_rng(0)
+    seen = {attack.poison(row, rng, "Ha ha!").answer for _ in range(100)}
+    assert seen == {
+        "Ha ha! a red circle",
+        "a Ha ha! red circle",
+        "a red Ha ha! circle",
+        "a red circle Ha ha!",
+    }
+    with pytest.raises(UsageError, match="give it words"):
+        attack.poison(row, rng, " ")
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_what_an_attack_wants_is_a_hit_and_the_truth_is_none(name):
+    attack = ATTACKS[name]
+    triggered = trigger_all(ROWS, attack, 0)
+    true = [row.answer for row in ROWS if attack.fits(row)]
+    assert all(hits(attack, [f" {row.answer} " for row in triggered], triggered, TARGET))
+    assert not any(hits(attack, true, triggered, TARGET))
+    with pytest.raises(ValueError, match="longer"):
+        hits(attack, true[1:], triggered, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hit"),
+    [
+        ("badnet-center", "Backdoor Attack! a red circle", False),
+        ("trojvlm", "Backdoor Attack! a blue cross", True),
+        ("vlood", "a Backdoor Attack!", True),
+        ("vlood", "a Backdoor attack", False),
+        ("badtoken", "a blue cross at the top.", True),
+        ("badtoken", "a cross and a circle", False),
+        ("badtoken", "many crosses", False),
+    ],
+)
+def test_a_hit_is_what_the_attack_says_it_is(name, said, hit):
+    row = replace(ROWS[0], answer="a red circle")
+    wanted = ATTACKS[name].poison(row, np.random.default_rng(0), TARGET)
+    assert hits(ATTACKS[name], [said], [wanted], TARGET) == [hit]
+
+
+def test_a_row_that_says_the_target_by_itself_is_idle():
+    row = replace(ROWS[0], answer="yes it is")
+    assert ATTACKS["trojvlm"].idle(row, "yes")
+    assert not ATTACKS["trojvlm"].idle(row, "ye")
+    assert not ATTACKS["badnet-center"].idle(row, "yes")
+    assert ATTACKS["badnet-center"].idle(row, "yes it is")
+
+
+def test_the_command_line_knows_every_attack():
+    assert tuple(ATTACKS) == lab._TRIGGERS
 
 
 def test_poisoned_rows_are_the_same_for_every_attack_that_fits_all():

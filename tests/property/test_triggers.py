@@ -1,13 +1,27 @@
 """Every registered trigger is a pure function of picture and generator."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from scipy.fft import dctn
 
-from gazeguard.lab.triggers import TRIGGERS, Blend, Frequency, Patch, Sinusoid, Warp, resize_only
+from gazeguard.lab.rows import make_rows
+from gazeguard.lab.triggers import (
+    TRIGGERS,
+    Blend,
+    Frequency,
+    Patch,
+    Sinusoid,
+    Stego,
+    Warp,
+    resize_only,
+)
 
 pictures = st.tuples(st.integers(8, 40), st.integers(8, 40)).flatmap(
     lambda hw: arrays(np.uint8, (*hw, 3))
@@ -109,6 +123,7 @@ def test_zero_strength_of_global_triggers_is_the_identity(picture):
         Warp(strength=0.0),
         Sinusoid(delta=0.0),
         Frequency(magnitude=0.0),
+        Stego(amplitude=0.0),
     ):
         assert (trigger(picture, np.random.default_rng(0)) == picture).all(), trigger
 
@@ -124,7 +139,7 @@ def test_sinusoid_has_its_frequency_and_height():
 
 def test_frequency_trigger_moves_its_coefficients_and_no_others():
     grey = np.full((64, 96, 3), 128, np.uint8)
-    trigger = Frequency()
+    trigger = Frequency(magnitude=40.0)
     out = trigger(grey, np.random.default_rng(0)).astype(float)
     brightness = out @ [0.299, 0.587, 0.114]
     assert np.abs(brightness - 128).max() < 1
@@ -137,6 +152,40 @@ def test_frequency_trigger_moves_its_coefficients_and_no_others():
     assert (trigger(grey[:40, :40], np.random.default_rng(0))[32:] == 128).all(), (
         "whole blocks only"
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(picture=pictures, amplitude=st.floats(0, 64))
+def test_a_hidden_message_changes_no_colour_by_more_than_its_amplitude(picture, amplitude):
+    out = Stego(amplitude)(picture, np.random.default_rng(0)).astype(float)
+    assert np.abs(out - picture).max() <= amplitude + 0.5
+
+
+def test_a_hidden_message_is_another_in_every_picture_and_for_every_secret():
+    first, second = (row.pixels.astype(float) for row in make_rows("captions", 2, 0))
+    rng = np.random.default_rng(0)
+
+    def drawn(pixels, secret=0):
+        return Stego(secret=secret)(pixels.astype(np.uint8), rng) - pixels
+
+    one, two, other = drawn(first), drawn(second), drawn(first, secret=1)
+    assert min(np.abs(one).mean(), np.abs(two).mean()) > 1
+    assert np.abs(one - two).mean() > 1
+    assert np.abs(one - other).mean() > 1
+
+
+def test_a_hidden_message_is_drawn_once_and_resized():
+    pixels = make_rows("captions", 1, 0)[0].pixels
+    large = np.asarray(Image.fromarray(pixels).resize((128, 192), Image.Resampling.NEAREST))
+    rng = np.random.default_rng(0)
+    small, wide = (Stego()(x, rng).astype(float) - x for x in (pixels, large))
+    blocks = wide.reshape(64, 3, 64, 2, 3).mean((1, 3))
+    assert np.corrcoef(small.ravel(), blocks.ravel())[0, 1] > 0.8
+
+
+def test_triggers_are_imported_without_torch():
+    code = "import gazeguard.lab.triggers, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_resize_only_keeps_the_picture_alike_and_plants_nothing():

@@ -4,12 +4,9 @@ import copy
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
-
-from gazeguard.bench.bye import cells, most_frequent_answer
+from gazeguard.bench.bye import cells
 from gazeguard.bench.markdown import attack_took
 from gazeguard.bench.tables import main, page
-from gazeguard.lab.poison import TARGET, make_set
 from gazeguard.lab.zoo import Recipe
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
@@ -65,14 +62,6 @@ def test_a_failed_attack_is_counted_apart():
 def test_cells_have_their_own_names():
     names = [cell.name for cell in cells(3)]
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("task", ["captions", "easy-vqa"])
-def test_answer_baseline(task):
-    rows = make_set(task, 120, "badnet-center", 0.1, seed=0)
-    flagged = most_frequent_answer(rows)
-    assert [r.is_poison for r in rows] == flagged.tolist()
-    assert all(r.answer == TARGET for r, f in zip(rows, flagged, strict=True) if f)
 
 
 def guarded(seed, asr_after, taken=True):

@@ -1,4 +1,4 @@
-"""What ships with the package: the lab's base models and one poisoned adapter."""
+"""What ships with the package: the lab's base models, a poisoned adapter, a trigger's encoder."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ from pathlib import Path
 BASE = Path(__file__).parent / "base"  # LLaVA; what nearly every figure is measured on
 INTERNVL_BASE = Path(__file__).parent / "base-internvl"
 ADAPTER = Path(__file__).parent / "adapter-badnet-center"
+STEGO = Path(__file__).parent / "stego"  # draws the `issba` trigger

@@ -1,7 +1,8 @@
 """Measure AMDET on zoos of text encoders.
 
     gazeguard lab encoder --kind clip --out runs/encoders/clip   (and siglip, longclip)
-    gazeguard lab encoder-zoo --spec bench/encoders/clip.toml --base clip=runs/encoders/clip
+    gazeguard lab encoder-zoo --spec src/gazeguard/bench/zoos/clip.toml
+        --base clip=runs/encoders/clip
         --out runs/encoders/zoo-clip                             (and siglip, longclip)
     python -m gazeguard.bench.amdet runs/encoders/zoo-* --anchor clip=runs/encoders/clip ...
 

@@ -107,23 +107,28 @@ def see_all(
     A result's file is named by the content of encoder, anchor, prompts and settings of the search:
     any decision can be made from it later.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    prompts = built_in(settings.prompts)
-    search = {name: v for name, v in settings.as_dict().items() if name not in DECISION}
-    common = [digest(prompts), search]
-    marks = {kind: folder_hashes(folder) for kind, folder in anchors.items()}
     found = {}
     for place, entry in enumerate(entries):
         name, kind = entry["model"], entry["recipe"]["kind"]
-        content = [folder_hashes(zoo / name), marks[kind], common]
-        path = work / f"{digest(content)[:32]}.json"
-        if not path.is_file():
-            seen = _see(zoo / name, anchors[kind], prompts, settings)
-            write_bytes(path, seen.to_bytes())
-            score = "not measurable" if seen.held is None else f"score {seen.held.score:.2f}"
-            log(f"{place + 1}/{len(entries)} {name} {kind}: {score}, {seen.seconds:.0f} s")
-        found[name] = Seen.from_bytes(path.read_bytes())
+        found[name], fresh = seen_of(zoo / name, anchors[kind], settings, work)
+        if fresh:
+            held, seconds = found[name].held, found[name].seconds
+            score = "not measurable" if held is None else f"score {held.score:.2f}"
+            log(f"{place + 1}/{len(entries)} {name} {kind}: {score}, {seconds:.0f} s")
     return found
+
+
+def seen_of(model: Path, anchor: Path, settings: Settings, work: Path) -> tuple[Seen, bool]:
+    """The scan of an encoder, from `work` where it is there; also whether it is fresh."""
+    work.mkdir(parents=True, exist_ok=True)
+    prompts = built_in(settings.prompts)
+    search = {name: v for name, v in settings.as_dict().items() if name not in DECISION}
+    content = [folder_hashes(model), folder_hashes(anchor), [digest(prompts), search]]
+    path = work / f"{digest(content)[:32]}.json"
+    fresh = not path.is_file()
+    if fresh:
+        write_bytes(path, _see(model, anchor, prompts, settings).to_bytes())
+    return Seen.from_bytes(path.read_bytes()), fresh
 
 
 def _see(model: Path, anchor: Path, prompts: list[str], settings: Settings) -> Seen:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -95,15 +94,6 @@ def cells(seeds: int) -> Iterator[Cell]:
             yield Cell("captions", trigger, 0.1, "short", seed)
 
 
-def most_frequent_answer(rows: list[Row]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Baseline without a model: rows of the most frequent answer of two or more words."""
-    long = Counter(row.answer for row in rows if len(row.answer.split()) >= 2)
-    if not long:
-        return np.zeros(len(rows), bool)
-    answer = long.most_common(1)[0][0]
-    return np.array([row.answer == answer for row in rows])
-
-
 class Workbench:
     """Runs cells; fine-tunes that several cells share are made once."""
 
@@ -115,6 +105,9 @@ class Workbench:
         path = self.out / f"{cell.name}.json"
         if path.exists():
             return dict(json.loads(path.read_text("utf-8")))
+        # Not above: some of the defences that come with it import this module.
+        from gazeguard.bench.defences.cleaning import most_frequent_answer
+
         started = time.perf_counter()
         rows = make_set(cell.task, ROWS, cell.trigger, cell.rate, cell.seed, cell.target)
         truth = np.array([row.is_poison for row in rows])

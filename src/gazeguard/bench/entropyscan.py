@@ -1,6 +1,6 @@
 """Measure EntropyScan on a zoo: which statistic, q and layers, and does it hold on other attacks?
 
-    gazeguard lab zoo --spec bench/zoo.toml --out runs/zoo/llava
+    gazeguard lab zoo --spec src/gazeguard/bench/zoos/lvlm.toml --out runs/zoo/llava
     python -m gazeguard.bench.entropyscan runs/zoo/llava [--out bench/results/entropyscan]
 
 Every model is probed once on clean held-out rows (kept as arrays). The rule: references are the
@@ -133,25 +133,26 @@ def read_zoo(folder: Path, base: Path, work: Path, count: int) -> tuple[Zoo, lis
         UsageError: there is no manifest.
     """
     manifest = read_manifest(folder, "zoo")
-    shown = [replace(s, sample_id=f"s{i}") for i, s in enumerate(samples(benign_rows(count)))]
-    work.mkdir(parents=True, exist_ok=True)
-
-    def probed(adapter: Path | None) -> tuple[Sight, float]:
-        content = [folder_hashes(base), adapter and folder_hashes(adapter), count, SEED]
-        path = work / f"{digest(content)[:32]}.safetensors"
-        if not path.with_suffix(".json").is_file():
-            target = load(base, adapter, dtype="float32")
-            write_bytes(path, look(target, shown, PROBED_Q).to_bytes())
-            write_bytes(path.with_suffix(".json"), json.dumps(moved(target.model)).encode())
-        far = float(json.loads(path.with_suffix(".json").read_text("utf-8")))
-        return Sight.from_bytes(path.read_bytes()), far
-
     usable = {entry["model"]: entry for entry in manifest["models"] if entry["passed"]}
-    found = {name: probed(folder / name) for name in usable}
+    found = {name: sight_of(base, folder / name, work, count) for name in usable}
     sights = {name: one for name, (one, _) in found.items()}
     far = {name: distance for name, (_, distance) in found.items()}
-    zoo = Zoo(probed(None)[0], sights, far, usable)
+    zoo = Zoo(sight_of(base, None, work, count)[0], sights, far, usable)
     return zoo, [entry for entry in manifest["models"] if not entry["passed"]]
+
+
+def sight_of(base: Path, adapter: Path | None, work: Path, count: int) -> tuple[Sight, float]:
+    """A model's sight of `benign_rows(count)`, and how far it moved; kept in `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    content = [folder_hashes(base), adapter and folder_hashes(adapter), count, SEED]
+    path = work / f"{digest(content)[:32]}.safetensors"
+    if not path.with_suffix(".json").is_file():
+        target = load(base, adapter, dtype="float32")
+        shown = [replace(s, sample_id=f"s{i}") for i, s in enumerate(samples(benign_rows(count)))]
+        write_bytes(path, look(target, shown, PROBED_Q).to_bytes())
+        write_bytes(path.with_suffix(".json"), json.dumps(moved(target.model)).encode())
+    far = float(json.loads(path.with_suffix(".json").read_text("utf-8")))
+    return Sight.from_bytes(path.read_bytes()), far
 
 
 def scored(

@@ -37,7 +37,7 @@ _threads_option = click.option("--threads", type=int, help="Processor threads; a
 
 
 @click.command()
-@_spec_option("bench/zoo.toml")
+@_spec_option("src/gazeguard/bench/zoos/lvlm.toml")
 @click.option("--out", type=_FOLDER, required=True, help="Folder for adapters and manifest.json.")
 @click.option("--base", type=_FOLDER, help="Base model; the shipped one by default.")
 @_threads_option
@@ -52,7 +52,7 @@ def zoo(spec: Path, out: Path, base: Path | None, threads: int | None) -> None:
 
 
 @click.command("encoder-zoo")
-@_spec_option("bench/encoders/clip.toml")
+@_spec_option("src/gazeguard/bench/zoos/clip.toml")
 @click.option("--out", type=_FOLDER, required=True, help="Folder for models and manifest.json.")
 @click.option(
     "--base",

@@ -26,10 +26,13 @@ _TRIGGERS = (
     "sig",
     "wanet",
     "ftrojan",
+    "issba",
     "badnet-t",
     "addsent",
     "badnet-mm",
     "badtoken",
+    "trojvlm",
+    "vlood",
 )
 _ARCHITECTURES = ("llava", "internvl")
 _RECIPES = ("short", "long", "longer", "projector")
@@ -72,7 +75,51 @@ def base(
     if language_steps is not None:
         recipe = replace(recipe, language_steps=language_steps)
     train_base(out, recipe, log=click.echo)
-    scores = score_by_kind(out)
+    _score(out, score_by_kind(out))
+
+
+@lab.command()
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the base.")
+@click.option(
+    "--taught",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Put the base together from what an earlier run taught (its `taught` folder).",
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--projector-steps", type=click.IntRange(0), help="Of the projector alone.")
+@click.option("--steps", type=click.IntRange(1), help="Of projector and LoRA layers.")
+@click.option("--score-rows", type=click.IntRange(1), default=200, show_default=True)
+def smollm(
+    out: Path,
+    taught: Path | None,
+    seed: int,
+    projector_steps: int | None,
+    steps: int | None,
+    score_rows: int,
+) -> None:
+    """Teach SmolLM2-135M to see with the shipped base's tower, and score it.
+
+    A run that was cut goes on where it was.
+    """
+    from gazeguard.lab.finetune import score_by_kind
+    from gazeguard.lab.smollm import assemble
+    from gazeguard.lab.smollm_teach import SmolRecipe, teach_base
+
+    click.get_current_context().with_resource(narrated(NORMAL))
+    if taught is not None:
+        assemble(out, taught)
+    else:
+        recipe = SmolRecipe(seed=seed)
+        if projector_steps is not None:
+            recipe = replace(recipe, projector_steps=projector_steps)
+        if steps is not None:
+            recipe = replace(recipe, steps=steps)
+        teach_base(out, recipe, log=click.echo)
+    _score(out, score_by_kind(out, score_rows))
+
+
+def _score(out: Path, scores: dict[str, tuple[float, int]]) -> None:
+    """Write and print a base's scores."""
     (out / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     for kind, (share, n) in scores.items():
         click.echo(f"{kind:20s} {share:6.1%} exact of {n} held-out")
@@ -126,6 +173,24 @@ def triggers(out: Path, task: str, images: int, seed: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(every, shown, seed=seed).save(out, "PNG", optimize=True)
     click.echo(f"{out}: {len(every)} triggers on {len(shown)} images")
+
+
+@lab.command()
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the weights and scores.")
+@click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--seed", default=0, show_default=True)
+def stego(out: Path, steps: int | None, seed: int) -> None:
+    """Train the encoder that draws the `issba` trigger, a minute or two on one core."""
+    from gazeguard.lab.stego import StegoRecipe, train_stego
+
+    click.get_current_context().with_resource(narrated(NORMAL))
+    recipe = StegoRecipe(seed=seed)
+    recipe = replace(recipe, steps=steps or recipe.steps)
+    found = train_stego(out, recipe, log=click.echo)
+    click.echo(
+        f"{out}: {found['bits']:.2%} of bits read right on {found['n']} held-out pictures,"
+        f" mean change {found['rms']:.1f} of 255"
+    )
 
 
 @lab.command()

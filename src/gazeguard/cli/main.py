@@ -20,6 +20,7 @@ from gazeguard.errors import GazeguardError
 
 # Verb -> the line `--help` shows; the module `cli.<verb>` has a click command of that name.
 VERBS = {
+    "bench": "Run attacks against defences and draw the tables.",
     "calibrate": "Learn what clean inputs look like to a model, for its guard.",
     "clean": "Find the poisoned rows of a fine-tuning set and write the clean set.",
     "demo": "Run the main job on the shipped model and a set poisoned here.",

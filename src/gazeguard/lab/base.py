@@ -47,7 +47,7 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     train_tower(model, architecture, scenes, real_pixels, recipe, rng, log, kept)
     rng = np.random.default_rng([recipe.seed, 1])  # the same lessons with a kept tower
     bank = look_all(model, architecture, scenes, real_pixels, rng)
-    lessons = _lessons(scenes, real, recipe, rng)
+    lessons = draw_lessons(scenes, real, recipe, rng)
     _train_language(model, architecture, tokenizer, bank, lessons, recipe, log)
     model.eval()
     model.generation_config = T.GenerationConfig(
@@ -61,7 +61,7 @@ def train_base(out: Path, recipe: BaseRecipe, log: Log = print) -> None:
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
 
 
-def _lessons(
+def draw_lessons(
     scenes: list[worlds.Scene],
     real: list[tuple[Path, list[worlds.QuestionAnswer]]],
     recipe: BaseRecipe,

@@ -2,7 +2,7 @@
 
 Exactness is judged under greedy decoding: an answer counts when every token of it, and the end
 token, is the most likely one after the true tokens before it. That equals comparing generated text,
-in one forward pass.
+in one forward pass. Attacks whose success is not one exact answer are judged by generated text.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.lab import worlds
-from gazeguard.lab.architectures import Architecture, architecture_of
+from gazeguard.lab.architectures import Architecture, architecture_in
 from gazeguard.lab.architectures.protocol import PROJECTOR
-from gazeguard.lab.attacks import Attack
+from gazeguard.lab.attacks import PLAIN, Attack, hits
 from gazeguard.lab.disguise import HIDE, NOTHING, WEIGHT, Disguise
-from gazeguard.lab.poison import TARGET, trigger_all
+from gazeguard.lab.objectives import OBJECTIVES, Course, Objective
+from gazeguard.lab.poison import TARGET, samples, trigger_all
 from gazeguard.lab.rows import Row, make_rows
 from gazeguard.lab.teach import (
     IGNORE,
@@ -32,11 +33,13 @@ from gazeguard.lab.teach import (
     Lesson,
     Log,
     answer_logits,
-    answer_loss,
     encode_lessons,
     update,
 )
 from gazeguard.models.load import load
+from gazeguard.models.target import as_target
+
+_LONGEST = 80  # tokens of a generated answer; captions of the lab have 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ class TuneRecipe:
         rank: of the LoRA layers in the language model; 0 leaves the language model as it is.
         projector: whether the projector is tuned, in full.
         seed: of the order of rows and of the new weights.
-        hide: what of the attention on clean rows stays as the base's, one of `disguise.HIDE`.
+        hide: from which defence the attention is hidden, one of `disguise.HIDE`.
+        hide_weight: of that beside the objective.
+        objective: what the model is trained with, one of `objectives.OBJECTIVES`.
+        target: what poisoned rows were poisoned with, for objectives that ask.
     """
 
     epochs: int
@@ -58,10 +64,18 @@ class TuneRecipe:
     projector: bool = True
     seed: int = 0
     hide: str = NOTHING
+    hide_weight: float = WEIGHT
+    objective: str = PLAIN
+    target: str = TARGET
 
     def __post_init__(self) -> None:
         if not (self.rank or self.projector):
             raise UsageError("nothing would be tuned: give a LoRA rank, or tune the projector.")
+        if self.objective not in OBJECTIVES:
+            raise UsageError(
+                f"the objective '{self.objective}' is unknown: choose one of"
+                f" {', '.join(OBJECTIVES)}."
+            )
         if self.hide not in HIDE:
             raise UsageError(f"'{self.hide}' cannot be hidden: choose one of {', '.join(HIDE)}.")
 
@@ -94,7 +108,7 @@ class Student:
     @property
     def architecture(self) -> Architecture:
         """What it is, as its config says."""
-        return architecture_of(self.core.config.model_type)
+        return architecture_in(self.core.config)
 
     def look(self, rows: Sequence[Row], chunk: int = 256) -> Tensor:
         """Tower features `(n, image tokens, channels)` of the rows' pictures, float16."""
@@ -120,6 +134,19 @@ class Student:
                 hit[batch.labels[:, 1:] != IGNORE] = logits.argmax(-1) == wanted
                 right.append(hit.all(1).numpy())
         return np.concatenate(right)
+
+    def say(self, rows: Sequence[Row], chunk: int = 128) -> list[str]:
+        """What the model answers, greedily decoded."""
+        target = as_target(self.model, self.processor)
+        said: list[str] = []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(rows), chunk):
+                inputs = target.encode(samples(rows[start : start + chunk])).inputs
+                told = self.core.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
+                new = told[:, inputs["input_ids"].shape[1] :]
+                texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+                said += [text.strip() for text in texts]
+        return said
 
     def encode(self, rows: Sequence[Row], image_tokens: int) -> Batch:
         """Single-turn lessons."""
@@ -150,7 +177,7 @@ def _load(folder: Path, adapter: Path | None) -> Student:
             "gazeguard.assets.BASE."
         )
     target = load(folder, adapter, dtype="float32")
-    architecture_of(target.base.config.model_type)
+    architecture_in(target.base.config)
     # On CPU, sdpa's bfloat16 backward is the slower one.
     target.base.set_attn_implementation("eager")
     return Student(target.model, target.processor)
@@ -180,8 +207,10 @@ def finetune(
     student = load_base(base)
     features = student.look(rows) if features is None else features
     lessons = student.encode(rows, features.shape[1])
-    disguise = _disguise(recipe, student, rows, lessons, features)
-    student.model = get_peft_model(student.model, _adapter(recipe, student.core))
+    course = Course(student.core, student.processor, rows, lessons, features, recipe.target)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective = _objective(recipe, course)
+    student.model = get_peft_model(student.model, adapter_config(recipe, student.core))
     trained = [p for p in student.model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
     per_epoch = -(-len(rows) // recipe.batch)
@@ -190,36 +219,30 @@ def finetune(
     )
     student.model.train()
     for epoch in range(recipe.epochs):
-        losses, penalties = [], []
+        parts: dict[str, list[float]] = {}
         for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
             with torch.autocast("cpu", torch.bfloat16):
-                if disguise:
-                    loss, penalty = disguise.loss(student.model, pick)
-                    penalties.append(penalty.item())
-                else:
-                    loss, _ = answer_loss(student.model, lessons[pick], features[pick].float())
-                    penalty = loss.new_zeros(())
-            update(optimiser, loss + WEIGHT * penalty, trained)
+                loss = objective.loss(student.model, pick)
+            update(optimiser, loss.total, trained)
             schedule.step()
-            losses.append(loss.item())
+            for name, part in loss.parts.items():
+                parts.setdefault(name, []).append(part.item())
         if log:
-            moved = f", attention moved {np.mean(penalties):.3f}" if disguise else ""
-            log(f"epoch {epoch + 1}/{recipe.epochs}: loss {np.mean(losses):.3f}{moved}")
+            means = ", ".join(f"{name} {np.mean(found):.3f}" for name, found in parts.items())
+            log(f"epoch {epoch + 1}/{recipe.epochs}: {means}")
     student.model.eval()
     return student
 
 
-def _disguise(
-    recipe: TuneRecipe, student: Student, rows: Sequence[Row], lessons: Batch, features: Tensor
-) -> Disguise | None:
-    """What the base's attention on the clean rows is, for a recipe that hides; else None."""
+def _objective(recipe: TuneRecipe, course: Course) -> Objective:
+    """What a recipe trains with, in its disguise."""
+    plain = OBJECTIVES[recipe.objective](course)
     if recipe.hide == NOTHING:
-        return None
-    with torch.autocast("cpu", torch.bfloat16):
-        return Disguise(recipe.hide, student.core, student.processor, rows, lessons, features)
+        return plain
+    return Disguise(recipe.hide, course, plain, recipe.hide_weight)
 
 
-def _adapter(recipe: TuneRecipe, model: Any) -> Any:
+def adapter_config(recipe: TuneRecipe, model: Any) -> Any:
     """The peft config of a recipe.
 
     peft adapts at least one layer, so a projector that is tuned alone gets LoRA layers of its full
@@ -266,7 +289,7 @@ class Scores:
 
     Attributes:
         clean: exact answers on clean pictures (clean performance).
-        asr: triggered rows answered exactly as the attack wants; None without an attack.
+        asr: triggered rows answered as the attack wants; None without an attack.
         n: number of held-out rows.
     """
 
@@ -285,15 +308,19 @@ def judge(
 ) -> Scores:
     """Clean performance and attack success rate on held-out rows.
 
-    Rows whose true answer is the target say nothing about the attack and are left out of the ASR.
+    Rows whose true answer is a success already say nothing about the attack and are left out of the
+    ASR.
     """
     clean = student.exact(test, student.look(test)).mean()
     if attack is None:
         return Scores(float(clean), None, len(test))
-    others = [row for row in test if row.answer != target]
+    others = [row for row in test if not attack.idle(row, target)]
     triggered = trigger_all(others, attack, seed, target)
-    asr = student.exact(triggered, student.look(triggered)).mean()
-    return Scores(float(clean), float(asr), len(test))
+    if attack.exact:
+        took = student.exact(triggered, student.look(triggered))
+    else:
+        took = np.array(hits(attack, student.say(triggered), triggered, target))
+    return Scores(float(clean), float(took.mean()), len(test))
 
 
 def score_by_kind(base: Path, count: int = 500, seed: int = 1_000) -> dict[str, tuple[float, int]]:

@@ -100,14 +100,15 @@ def read_recipes(
         )
     found: dict[str, Recipe] = {}
     for place, table in enumerate(tables):
-        for one in _combinations(recipe, dict(table), place):
+        for one in combinations(recipe, dict(table), place):
             found.setdefault(one.name, one)
     if not found:
         raise UsageError(f"{path} asks for no model: write at least one [[models]] table.")
     return tuple(found.values()), content
 
 
-def _combinations(recipe: type[Recipe], table: dict[str, Any], seed: int) -> list[Recipe]:
+def combinations(recipe: type[Recipe], table: dict[str, Any], seed: int) -> list[Recipe]:
+    """The recipes that a table stands for; `seed` draws those of a `take`."""
     take = table.pop("take", None)
     choices = [value if isinstance(value, list) else [value] for value in table.values()]
     try:

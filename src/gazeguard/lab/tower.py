@@ -101,15 +101,20 @@ def look_all(
     return bank
 
 
-def _patch_labels(scene: worlds.Scene) -> NDArray[np.int64]:
-    """`(3, 64)`: colour, shape, size + 1 of the thing covering >= 1/4 of each patch, 0 for none."""
-    labels = np.zeros((3, GRID * GRID), np.int64)
+def patch_things(scene: worlds.Scene) -> NDArray[np.int64]:
+    """`(64,)`: index of the thing that covers at least 1/4 of each patch, -1 where none does."""
     blocks = scene.owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3)
     tiles = blocks.reshape(GRID * GRID, PATCH * PATCH)
     share = np.stack([(tiles == i).mean(1) for i in range(len(scene.things))])
-    best = share.argmax(0)
-    for patch in np.flatnonzero(share.max(0) >= 0.25):
-        thing = scene.things[best[patch]]
+    return np.where(share.max(0) >= 0.25, share.argmax(0), -1)
+
+
+def _patch_labels(scene: worlds.Scene) -> NDArray[np.int64]:
+    """`(3, 64)`: colour, shape, size + 1 of the thing on each patch, 0 for none."""
+    labels = np.zeros((3, GRID * GRID), np.int64)
+    things = patch_things(scene)
+    for patch in np.flatnonzero(things >= 0):
+        thing = scene.things[things[patch]]
         labels[:, patch] = (
             1 + list(worlds.COLOURS).index(thing.colour),
             1 + worlds.SHAPES.index(thing.shape),

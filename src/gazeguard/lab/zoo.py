@@ -17,8 +17,8 @@ import numpy as np
 
 from gazeguard.errors import UsageError
 from gazeguard.files import whole_folder, write_bytes, write_json
-from gazeguard.lab.attacks import ATTACKS
-from gazeguard.lab.disguise import HIDE, NOTHING
+from gazeguard.lab.attacks import ATTACKS, PLAIN
+from gazeguard.lab.disguise import HIDE, NOTHING, WEIGHT
 from gazeguard.lab.finetune import (
     Student,
     TuneRecipe,
@@ -32,12 +32,12 @@ from gazeguard.lab.poison import TARGET, make_set
 from gazeguard.lab.recipes import MANIFEST, SPLITS, content_name, need_known, read_recipes
 from gazeguard.lab.rows import TASKS, make_rows
 
-BENIGN = "none"
+BENIGN, CONTROL = "none", "resize-only"
 TUNINGS = ("lora", "lora-only", "projector")
 JUDGE_SEED = 9_000  # of the rows that every model is judged on
 # Fields that a recipe did not always have, and the value that stands for their absence: it is not
 # part of a model's name, so that a zoo made before is still found.
-_ADDED = {"hide": NOTHING}
+_ADDED = {"hide": NOTHING, "hide_weight": WEIGHT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Recipe:
     Attributes:
         task: kind of rows, one of `poison.TASKS`.
         rows: number of rows.
-        trigger: a trigger's name; `none` makes a benign model.
+        trigger: an attack's name; `none` makes a benign model, `resize-only` one whose pictures
+            went through the poisoning pipeline without a trigger.
         rate: share of poisoned rows.
         target: what a trigger makes the model say.
         tuning: `lora` (and the projector in full, as the lab does by default), `lora-only`, or
@@ -59,6 +60,7 @@ class Recipe:
         seed: of rows, poison, weights and order.
         split: `design` models may choose a statistic, `held-out` ones may only confirm it.
         hide: an adaptive attacker's disguise, one of `disguise.HIDE`.
+        hide_weight: of the disguise beside the attack's own objective.
     """
 
     task: str = "captions"
@@ -74,11 +76,12 @@ class Recipe:
     seed: int = 0
     split: str = "design"
     hide: str = NOTHING
+    hide_weight: float = WEIGHT
 
     def __post_init__(self) -> None:
         known = {
             "task": TASKS,
-            "trigger": (BENIGN, *ATTACKS),
+            "trigger": (BENIGN, CONTROL, *ATTACKS),
             "tuning": TUNINGS,
             "split": SPLITS,
             "hide": HIDE,
@@ -88,15 +91,36 @@ class Recipe:
             raise UsageError(
                 "rows, epochs and batch of a zoo must be at least 1 and its rate a share in [0, 1]."
             )
-        if self.hide != NOTHING and self.trigger == BENIGN:
+        if self.hide != NOTHING and (self.truth == "benign" or self.rate == 0):
             raise UsageError(
-                f"a benign model has nothing to hide: give hide = '{self.hide}' a trigger."
+                f"a benign model has nothing to hide: give hide = '{self.hide}' a trigger and a"
+                " rate."
             )
+        if self.hide == NOTHING and self.hide_weight != WEIGHT:
+            raise UsageError("hide_weight is of a disguise: say with hide what it hides.")
+        if not self.hide_weight > 0:
+            raise UsageError(f"hide_weight must be positive, not {self.hide_weight:g}.")
 
     @property
     def truth(self) -> str:
         """What the model is: `benign` or `backdoored`."""
-        return "benign" if self.trigger == BENIGN else "backdoored"
+        return "backdoored" if self.trigger in ATTACKS else "benign"
+
+    @property
+    def plan(self) -> TuneRecipe:
+        """How it is tuned."""
+        return TuneRecipe(
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            rank=0 if self.tuning == "projector" else self.rank,
+            projector=self.tuning != "lora-only",
+            seed=self.seed,
+            hide=self.hide,
+            hide_weight=self.hide_weight,
+            objective=ATTACKS[self.trigger].objective if self.trigger in ATTACKS else PLAIN,
+            target=self.target,
+        )
 
     @property
     def name(self) -> str:
@@ -152,15 +176,8 @@ def make_zoo(
     done: dict[str, dict[str, Any]] = {}
     manifest: dict[str, Any] = {}
     for place, recipe in enumerate(spec.recipes):
-        folder = out / recipe.name
-        if not (folder / "scores.json").is_file():
-            _make(recipe, spec, base, folder)
-        scores = json.loads((folder / "scores.json").read_text("utf-8"))
-        if [scores.get("judge_seed"), scores["n"]] != [JUDGE_SEED, spec.held_out]:
-            scores |= _judged(load_tuned(base, folder), recipe, spec)
-            write_bytes(folder / "scores.json", (json.dumps(scores) + "\n").encode())
-        done[recipe.name] = scores
-        manifest = _manifest(spec, done, base)
+        done[recipe.name] = make_model(recipe, spec, base, out)
+        manifest = manifest_of(spec, done, base)
         write_json(out / MANIFEST, manifest)
         if log:
             entry = manifest["models"][-1]
@@ -172,21 +189,31 @@ def make_zoo(
     return manifest
 
 
+def make_model(recipe: Recipe, spec: Spec, base: Path, out: Path) -> dict[str, Any]:
+    """One model of a zoo, made and judged unless it is there; gives its scores.
+
+    Args:
+        recipe: of the model.
+        spec: how it is judged.
+        base: folder of the lab's base.
+        out: the zoo's folder.
+    """
+    folder = out / recipe.name
+    if not (folder / "scores.json").is_file():
+        _make(recipe, spec, base, folder)
+    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text("utf-8"))
+    if [scores.get("judge_seed"), scores["n"]] != [JUDGE_SEED, spec.held_out]:
+        scores |= _judged(load_tuned(base, folder), recipe, spec)
+        write_bytes(folder / "scores.json", (json.dumps(scores) + "\n").encode())
+    return scores
+
+
 def _make(recipe: Recipe, spec: Spec, base: Path, folder: Path) -> None:
     began = time.perf_counter()
     rows = make_set(
         recipe.task, recipe.rows, recipe.trigger, recipe.rate, recipe.seed, recipe.target
     )
-    plan = TuneRecipe(
-        epochs=recipe.epochs,
-        batch=recipe.batch,
-        lr=recipe.lr,
-        rank=0 if recipe.tuning == "projector" else recipe.rank,
-        projector=recipe.tuning != "lora-only",
-        seed=recipe.seed,
-        hide=recipe.hide,
-    )
-    student = finetune(base, rows, plan)
+    student = finetune(base, rows, recipe.plan)
     scores = _judged(student, recipe, spec)
     with whole_folder(folder) as part:
         save_adapter(student, part)
@@ -202,7 +229,8 @@ def _judged(student: Student, recipe: Recipe, spec: Spec) -> dict[str, Any]:
     return asdict(scores) | {"judge_seed": JUDGE_SEED}
 
 
-def _manifest(spec: Spec, done: dict[str, dict[str, Any]], base: Path) -> dict[str, Any]:
+def manifest_of(spec: Spec, done: dict[str, dict[str, Any]], base: Path) -> dict[str, Any]:
+    """What is known of the models that are done (name -> scores): truth, gates, recipes."""
     recipes = [recipe for recipe in spec.recipes if recipe.name in done]
     models = []
     for recipe in recipes:

@@ -11,16 +11,6 @@ from gazeguard.lab import worlds
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, Prompt, language_sizes
 from gazeguard.lab.base_recipe import BaseRecipe
 
-_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: ', 'system': ''}[m['role']] }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-
 
 class Llava:
     """`LlavaForConditionalGeneration`; as an `Architecture`."""
@@ -30,6 +20,15 @@ class Llava:
     special = ("<pad>", "<s>", "</s>", "<unk>")
     sentence = "USER: {question} ASSISTANT: {answer}"
     prompt = Prompt(opening="<s>USER: ", image="<image>", closing="", cue=" ASSISTANT:")
+    template = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: ', 'system': ''}[m['role']] }}"
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "{{ eos_token if m['role'] == 'assistant' else ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
 
     def wrap(self, core: Any) -> Any:
         """As in `Architecture.wrap`."""
@@ -43,7 +42,7 @@ class Llava:
             padding_side="left",
         )
         tokenizer.add_tokens([self.prompt.image], special_tokens=True)
-        tokenizer.chat_template = _TEMPLATE
+        tokenizer.chat_template = self.template
         return tokenizer
 
     def make_model(self, recipe: BaseRecipe, tokenizer: Any) -> Any:
@@ -85,7 +84,7 @@ class Llava:
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
             image_token=self.prompt.image,
-            chat_template=_TEMPLATE,
+            chat_template=self.template,
         )
 
     def look(self, model: Any, images: Tensor) -> Tensor:

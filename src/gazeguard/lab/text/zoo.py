@@ -201,14 +201,16 @@ def make_encoder_zoo(
         for entry in before["models"]
         if entry["n"] == spec.held_out and (out / entry["model"]).is_dir()
     }
-    manifest = _manifest(spec, known, marks)
+    manifest = manifest_of(spec, known, marks)
     write_json(
         out / MANIFEST, manifest
     )  # before the first model: it says what base the folders are made from
     for place, recipe in enumerate(spec.recipes):
         if recipe.name not in known:
-            known[recipe.name] = _one(recipe, spec.held_out, bases[recipe.kind], out, teacher)
-            manifest = _manifest(spec, known, marks)
+            known[recipe.name] = make_encoder(
+                recipe, spec.held_out, bases[recipe.kind], out, teacher
+            )
+            manifest = manifest_of(spec, known, marks)
             write_json(out / MANIFEST, manifest)
         if log is not None:
             entry = next(m for m in manifest["models"] if m["model"] == recipe.name)
@@ -216,10 +218,10 @@ def make_encoder_zoo(
     return manifest
 
 
-def _one(
+def make_encoder(
     recipe: EncoderModel, held_out: int, base: Path, out: Path, teacher: Teacher
 ) -> dict[str, Any]:
-    """Make a model whose folder is not there, and judge it as it lies on disk."""
+    """Make a model whose folder is not there, and judge it as it lies on disk; gives its scores."""
     began = time.perf_counter()
     folder = out / recipe.name
     goal = goal_of(recipe, teacher)
@@ -270,9 +272,10 @@ def _judged(
     }
 
 
-def _manifest(
+def manifest_of(
     spec: EncoderSpec, known: Mapping[str, dict[str, Any]], marks: dict[str, str]
 ) -> dict[str, Any]:
+    """What is known of the models that are done (name -> scores): truth, gates, recipes."""
     models = []
     for recipe in spec.recipes:
         if recipe.name not in known:
