@@ -68,8 +68,13 @@ def test_another_defence_or_condition_changes_no_other_number(tmp_path: Path):
         ]
 
     change(make_run(tmp_path / "b"), fewer)
-    kept = [r for r in everything if r["defence"] != gone[0] and r["attack"] != "blended"]
-    assert [r for r in lines(tmp_path / "b") if r["attack"] != "blended"] == kept
+
+    def others(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Conditions without the lost model."""
+        return [r for r in rows if r["attack"] not in ("blended", "all attacks")]
+
+    kept = [r for r in others(everything) if r["defence"] != gone[0]]
+    assert others(lines(tmp_path / "b")) == kept
 
 
 # Numbers and intervals
@@ -223,7 +228,8 @@ def test_failed_attacks_are_in_no_mean_and_every_cell_is_filled_or_says_why(tmp_
     labels = {"lab": 6, "clip": 2}
     for base, kind in (("lab", "vlm"), ("clip", "encoder")):
         able = [name for name, about in DEFENCES.items() if about[2] == kind]
-        assert sum(place[0] == base for place in places) == labels[base] * len(able)
+        pools = sum(DEFENCES[name][0] == "model" for name in able)
+        assert sum(p[0] == base for p in places) == labels[base] * len(able) + pools
     text = (folder / "table.md").read_text()
     assert text.count(FAILED) >= 3, "two of wanet's and one of blended's"
     assert "| badnet-center 10 % | captions, 6 epochs | 1 of 2 | spectral-signatures |" in text

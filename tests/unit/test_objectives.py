@@ -147,6 +147,8 @@ def test_attacks_name_objectives_and_zoos_use_them():
         assert (plan.objective, plan.target) == (ATTACKS[name].objective, "Ha ha!")
     with pytest.raises(UsageError, match="objective 'hinge' is unknown: .* trojvlm, vlood"):
         TuneRecipe(epochs=1, batch=16, lr=2e-3, objective="hinge")
+    with pytest.raises(UsageError, match="must be positive, not -1"):
+        TuneRecipe(epochs=1, batch=16, lr=2e-3, hide="bye", hide_weight=-1)
 
 
 def test_the_weight_of_a_disguise_is_a_models_name_only_where_it_is_unusual():

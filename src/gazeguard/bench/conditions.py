@@ -1,6 +1,8 @@
 """The runs of a benchmark put together: conditions, what each defence reached on them, what lacks.
 
 A condition is what the suite calls by one label and group on one base; its runs are its models.
+Where models themselves are judged, the group (what they were tuned on) plays no part, and all
+attacked models of a base are a condition of their own, those of adaptive attackers another.
 Models whose attack failed are in no number.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gazeguard.bench import estimates
@@ -19,6 +21,8 @@ from gazeguard.bench.stored import Line, Model, StoredRun
 
 NOT_APPLICABLE = "not applicable"
 EVERYTHING = "everything"
+POOLS = {"all attacks": False, "all adaptive attacks": True}
+"""Label of a pooled condition -> whether its attackers hide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class Condition:
     label: str
     group: str
     models: tuple[Model, ...]
+    pooled: bool = False
 
     @property
     def key(self) -> str:
@@ -37,8 +42,8 @@ class Condition:
 
     @property
     def attack(self) -> str:
-        """The attack's name, without its rate."""
-        return self.models[0].attack
+        """The attack's name, without its rate; a pooled condition's label."""
+        return self.label if self.pooled else self.models[0].attack
 
     @property
     def backdoored(self) -> bool:
@@ -88,6 +93,14 @@ class Part:
         """Conditions of backdoored models."""
         return tuple(condition for condition in self.conditions if condition.backdoored)
 
+    @property
+    def overview(self) -> tuple[Condition, ...]:
+        """What means and margins are over: pooled conditions, where there are any that do not hide.
+
+        An adaptive attacker's aim is one defence; a mean with him in it is of no use to a reader.
+        """
+        return tuple(c for c in self.attacked if POOLS.get(c.label) is False) or self.attacked
+
 
 def conditions(models: Sequence[Model]) -> tuple[Condition, ...]:
     """Every condition, in the order of its first model."""
@@ -100,10 +113,28 @@ def conditions(models: Sequence[Model]) -> tuple[Condition, ...]:
     )
 
 
+def verdicts(models: Sequence[Model]) -> tuple[Condition, ...]:
+    """Conditions where models are judged: pooled ones of every base first, then every label."""
+    found = []
+    for base in dict.fromkeys(model.base for model in models):
+        mine = [m for m in models if m.base == base]
+        for label, adaptive in POOLS.items():
+            bad = [m for m in mine if m.truth == "backdoored" and m.adaptive == adaptive]
+            if bad:
+                bad.sort(key=lambda model: model.name)
+                found.append(Condition(base, label, "", tuple(bad), pooled=True))
+    alike = [replace(model, group="") for model in models]
+    return (*found, *conditions(alike))
+
+
 def parts(run: StoredRun) -> list[Part]:
     """Every level and kind of model of which the run has a cell that applies."""
-    every = conditions(run.models)
-    found = [_part(run, every, level, kind) for level in METRICS for kind in KINDS]
+    sets, whole = conditions(run.models), verdicts(run.models)
+    found = [
+        _part(run, whole if level == "model" else sets, level, kind)
+        for level in METRICS
+        for kind in KINDS
+    ]
     return [part for part in found if part.conditions]
 
 
@@ -129,7 +160,8 @@ def _part(run: StoredRun, every: Sequence[Condition], level: str, kind: str) -> 
                 found[condition.key, line.name] = estimates.of(
                     level, results, draw, condition.backdoored, clean
                 )
-            missing += _missing(run, condition, line)
+            if not condition.pooled:
+                missing += _missing(run, condition, line)
     return Part(level, kind, tuple(used), tuple(lines), found, tuple(missing))
 
 

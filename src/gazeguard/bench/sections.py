@@ -22,8 +22,8 @@ QUESTIONS = {
 }
 READING = (
     "A condition is one attack (or none) on one set and base; its runs differ in the seed, and in"
-    " what neither name tells (ranks and learning rates of a zoo). Numbers are means over runs whose"
-    " attack took; the others are listed with the reason.",
+    " what neither name tells (ranks and learning rates of a zoo). Numbers are means over runs"
+    " whose attack took; the others are listed with the reason.",
     "In brackets: a 95 % bootstrap interval in two stages, runs and then the rows within a run"
     " (whole models, where models are judged). Behind it: runs x rows that the number rests on. Two"
     " or three runs tell little of how runs differ, one run nothing; a share of 0 or 1 in every run"
@@ -102,7 +102,8 @@ def group_of(condition: Condition, run: StoredRun) -> str:
     """The group, and the base where its kind of model has several: one goes without saying."""
     kind = condition.models[0].kind
     several = len({model.base for model in run.models if model.kind == kind}) > 1
-    return f"{condition.group}, {condition.base}" if several else condition.group
+    said = (condition.group, condition.base if several or not condition.group else "")
+    return ", ".join(word for word in said if word)
 
 
 def against(run: StoredRun, found: Sequence[Part]) -> Table | None:
@@ -139,7 +140,7 @@ def means(part: Part) -> Table:
     benign = [condition for condition in part.conditions if not condition.backdoored]
     columns = [
         (f"{metric.title}{', clean models' if where is benign else ''}", where, metric)
-        for where in (part.attacked, benign)
+        for where in (part.overview, benign)
         for metric in METRICS[part.level]
         if any(mean_over(part, where, line, metric.key)[1] for line in part.defences)
     ]

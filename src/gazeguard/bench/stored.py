@@ -14,6 +14,7 @@ from gazeguard.errors import UsageError
 
 SUITE = "suite.json"
 NOT_RUN = "not run yet"
+NOTHING = "nothing"  # that a recipe without a disguise hides
 TRUTHS = ("benign", "backdoored")
 
 
@@ -43,6 +44,11 @@ class Model:
     n: int | None
     why: str | None
     recipe: Mapping[str, Any]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the attacker hid from a defence."""
+        return bool(self.recipe.get("adaptive")) or self.recipe.get("hide", NOTHING) != NOTHING
 
 
 @dataclass(frozen=True, slots=True)

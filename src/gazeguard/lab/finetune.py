@@ -78,6 +78,8 @@ class TuneRecipe:
             )
         if self.hide not in HIDE:
             raise UsageError(f"'{self.hide}' cannot be hidden: choose one of {', '.join(HIDE)}.")
+        if not self.hide_weight > 0:
+            raise UsageError(f"hide_weight must be positive, not {self.hide_weight:g}.")
 
 
 # `short` keeps the papers' three epochs of batch 16 (BYE, arXiv:2505.16916); the learning rate is

@@ -95,10 +95,10 @@ def teach_base(
     Raises:
         UsageError: a package is missing, or `out` holds the checkpoint of another recipe.
     """
-    out.mkdir(parents=True, exist_ok=True)
     kept = Checkpoint(out / "checkpoint.safetensors", recipe.digest)
     torch.manual_seed(recipe.seed)
     student = join(*language())
+    out.mkdir(parents=True, exist_ok=True)
     model = student.core
     # Half the bytes to read in every step. Autocast computes in bfloat16 in any case.
     model.model.language_model.to(torch.bfloat16)

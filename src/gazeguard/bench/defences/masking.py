@@ -31,7 +31,7 @@ from gazeguard.types import Sample
 # A clean picture that is painted over costs an answer, a triggered one that is not the attack; the
 # paper paints over every picture.
 ALPHA = 0.05
-KNOWN = 100  # known requests that say what stands out
+KNOWN = 60  # known requests that say what stands out
 
 
 def repainted(

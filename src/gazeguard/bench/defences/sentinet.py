@@ -39,6 +39,36 @@ def pasted(into: Pixels, cells: Cells, patch: Pixels) -> Pixels:
     return np.where(place[..., None], patch, into)
 
 
+def carried(
+    tell: Tell,
+    requests: Sequence[Sample],
+    answers: Sequence[str],
+    patches: Sequence[Pixels],
+    cells: Sequence[Cells],
+    carriers: Sequence[Pixels],
+) -> NDArray[np.float64]:
+    """The share of carriers that get each request's answer when its cells are pasted into them.
+
+    Args:
+        tell: of the model.
+        requests: their own words are asked about every carrier.
+        answers: one for each request.
+        patches: pictures that the cells are cut from, as large as the carriers; one each.
+        cells: which; one each.
+        carriers: clean pictures.
+
+    Returns:
+        `(n,)`, in [0, 1].
+    """
+    trials = [
+        with_picture(request, pasted(carrier, place, patch))
+        for request, place, patch in zip(requests, cells, patches, strict=True)
+        for carrier in carriers
+    ]
+    same = tell(trials, [text for text in answers for _ in carriers]).greedy
+    return np.asarray(same.reshape(-1, len(carriers)).mean(1))
+
+
 def transfer(
     tell: Tell,
     requests: Sequence[Sample],
@@ -48,8 +78,6 @@ def transfer(
 ) -> NDArray[np.float64]:
     """How many more carriers get a request's answer from its decisive cells than from noise there.
 
-    The request's own words are asked about every carrier.
-
     Args:
         tell: of the model that gave the answers.
         requests: with a picture each, as large as the carriers.
@@ -58,23 +86,23 @@ def transfer(
         seed: of the noise.
 
     Returns:
-        `(n,)`, difference of two shares of the carriers, in [-1, 1]; 0 where no cell stands out.
+        `(n,)`, difference of two shares of the carriers, in [0, 1]; 0 where noise does as much, and
+        where no cell stands out.
     """
     scores = cell_scores(lambda r, a: tell(r, a).whole, requests, answers)
-    found = np.zeros(len(requests))
+    cells = [standing_out(each)[1] for each in scores]
     noise = np.random.default_rng([seed, 31]).integers(0, 256, carriers[0].shape, dtype=np.uint8)
-    for i, (request, text) in enumerate(zip(requests, answers, strict=True)):
-        _, cells = standing_out(scores[i])
-        if not cells.any():
-            continue
-        trials = [
-            with_picture(request, pasted(carrier, cells, patch))
-            for patch in (first_picture(request), noise)
-            for carrier in carriers
-        ]
-        same = tell(trials, [text] * len(trials)).greedy
-        found[i] = same[: len(carriers)].mean() - same[len(carriers) :].mean()
-    return found
+    found = np.zeros(len(requests))
+
+    def share(places: list[int], patches: list[Pixels]) -> NDArray[np.float64]:
+        asked, told = [requests[i] for i in places], [answers[i] for i in places]
+        return carried(tell, asked, told, patches, [cells[i] for i in places], carriers)
+
+    places = [i for i, place in enumerate(cells) if place.any()]
+    found[places] = share(places, [first_picture(requests[i]) for i in places])
+    places = np.flatnonzero(found).tolist()
+    found[places] -= share(places, [noise] * len(places))
+    return found.clip(0)
 
 
 @defence("sentinet", "input")

@@ -59,7 +59,7 @@ def teller(target: Target, batch_size: int) -> Tell:
             whole.append((likelihood.sum(1) / taught.sum(1)).cpu().numpy())
             first.append(likelihood[:, 0].cpu().numpy())
             greedy.append(((logits.argmax(-1) == wanted) | ~taught).all(1).cpu().numpy())
-        return Told(*map(np.concatenate, (whole, first, greedy)))
+        return Told(np.concatenate(whole), np.concatenate(first), np.concatenate(greedy))
 
     return tell
 
