@@ -178,6 +178,15 @@ def test_noise_is_taken_off():
     assert left.std() < 0.4 * 25
 
 
+def test_spatial_mirrors_before_it_shrinks(monkeypatch):
+    monkeypatch.setattr(purify, "SHRINK", 0.0)
+    requests, seen = asked(1, 11, planted=True), []
+    traffic = SimpleNamespace(asked=requests, seed=0, answers=lambda r: seen.extend(r) or ["a"])
+    DEFENCES["spatial"].run(traffic)
+    before, after = (saliency.first_picture(each[0]) for each in (requests, seen))
+    assert np.array_equal(after, before[:, ::-1])
+
+
 def test_shrunk_pads_with_black():
     white = np.full((40, 40, 3), 255, np.uint8)
     got = purify.shrunk(white, 0.25, np.random.default_rng(0))
@@ -259,6 +268,15 @@ def test_sentinet_carries_a_planted_square_over():
     carriers = [saliency.first_picture(each) for each in asked(5, 8)]
     got = sentinet.transfer(stub, requests, [says(each) for each in requests], carriers, 0)
     assert got.tolist() == [0.0] * 4 + [1.0] * 4
+
+
+def test_cells_are_pasted_into_a_picture_of_another_size():
+    into, patch = np.zeros((16, 24, 3), np.uint8), np.full((64, 64, 3), 200, np.uint8)
+    cells = np.zeros((8, 8), bool)
+    cells[1, 2] = True
+    got = sentinet.pasted(into, cells, patch)
+    assert (got[2:4, 6:9] == 200).all()
+    assert (got == 200).sum() == 2 * 3 * 3
 
 
 def test_sentinet_is_blind_to_a_trigger_in_the_words():

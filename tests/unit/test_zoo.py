@@ -15,12 +15,13 @@ from sklearn.metrics import roc_auc_score
 
 from gazeguard.bench.entropy_measures import auroc
 from gazeguard.bench.entropyscan import PAPER, Zoo, evaluate, hides, scored
+from gazeguard.bench.suite import ZOOS
 from gazeguard.calibrate import needed_samples
 from gazeguard.errors import UsageError
 from gazeguard.lab.zoo import Recipe, read_spec
 from tests.unit.test_entropyscan import BASE, sight
 
-SHIPPED = Path(__file__).parents[2] / "bench" / "zoo.toml"
+SHIPPED = ZOOS / "lvlm.toml"
 
 
 def spec(tmp_path: Path, text: str) -> Path:

@@ -28,14 +28,14 @@ class Base:
 
     kind: str
     make: Callable[[Path], object] | None = None
-    shipped: Path | None = None
+    shipped: Path | str | None = None
     family: str = ""
     teacher: Callable[[], Teacher] | None = None
 
     def folder(self, name: str, work: Path) -> Path:
         """Where the model is; it is made under `work` the first time."""
         if self.shipped is not None:
-            return self.shipped
+            return Path(self.shipped)
         assert self.make is not None, "a base that does not ship must be made"
         folder = work / "bases" / name
         if not (folder / "config.json").is_file():

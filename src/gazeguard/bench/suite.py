@@ -27,6 +27,7 @@ from gazeguard.lab.text.zoo import EncoderModel, read_encoder_spec
 from gazeguard.lab.zoo import Recipe, read_spec
 
 SHIPPED = Path(__file__).parent / "suites"
+ZOOS = Path(__file__).parent / "zoos"
 _PUBLISHED = {"defence", "attack", "metric", "value", "where"}
 
 

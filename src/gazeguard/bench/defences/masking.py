@@ -50,7 +50,7 @@ def repainted(
         Place in `asked` -> the request with its picture painted over.
     """
     usual = [standing_out(scores)[0] for scores in cell_scores(judge, *known)]
-    limit = conformal_threshold(usual, max(ALPHA, supported_alpha(len(usual))))
+    limit = conformal_threshold(usual, max(ALPHA, supported_alpha(max(1, len(usual)))))
     found = {}
     for i, scores in enumerate(cell_scores(judge, *asked)):
         height, cells = standing_out(scores)

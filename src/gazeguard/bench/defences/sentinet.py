@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from gazeguard.bench.defences.registry import defence
 from gazeguard.bench.defences.saliency import (
@@ -34,9 +35,10 @@ CARRIERS, CALIBRATION = 5, 100  # known requests: pictures to paste into, and th
 
 
 def pasted(into: Pixels, cells: Cells, patch: Pixels) -> Pixels:
-    """A picture with some cells of another of the same size."""
-    place = over_pixels(cells, *into.shape[:2])
-    return np.where(place[..., None], patch, into)
+    """A picture with some cells of another, which is brought to the same size."""
+    height, width = into.shape[:2]
+    fitting = np.asarray(Image.fromarray(patch).resize((width, height)))
+    return np.where(over_pixels(cells, height, width)[..., None], fitting, into)
 
 
 def carried(
@@ -53,7 +55,7 @@ def carried(
         tell: of the model.
         requests: their own words are asked about every carrier.
         answers: one for each request.
-        patches: pictures that the cells are cut from, as large as the carriers; one each.
+        patches: pictures that the cells are cut from; one each.
         cells: which; one each.
         carriers: clean pictures.
 
@@ -80,7 +82,7 @@ def transfer(
 
     Args:
         tell: of the model that gave the answers.
-        requests: with a picture each, as large as the carriers.
+        requests: with a picture each.
         answers: what the model said to them.
         carriers: clean pictures.
         seed: of the noise.
@@ -112,7 +114,7 @@ def sentinet(traffic: Traffic) -> Responses:
     carriers = [first_picture(request) for request in traffic.known[:CARRIERS]]
     known = traffic.known[CARRIERS : CARRIERS + CALIBRATION]
     usual = transfer(tell, known, traffic.answers(known), carriers, traffic.seed)
-    limit = conformal_threshold(usual, max(ALPHA, supported_alpha(len(usual))))
+    limit = conformal_threshold(usual, max(ALPHA, supported_alpha(max(1, len(usual)))))
     score = transfer(tell, traffic.asked, traffic.plain, carriers, traffic.seed)
     flagged = score > limit
     return Responses(
