@@ -47,7 +47,9 @@ smoke: $(VENV)/.dev  ## every level of the benchmark once, in minutes
 	$(BIN)/gazeguard bench run smoke --out out/smoke
 
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
-	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench,lab]'
+	$(BIN)/python -m gazeguard.bench.bye
+	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
 	for suite in $(SUITES); do \
 		$(BIN)/gazeguard bench run $$suite --out bench/results/suites/$$suite --work runs || exit 1; done
 	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
@@ -68,6 +70,7 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	$(BIN)/python -m gazeguard.bench.amdet_speed --out bench/results/amdet_speed.json
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
+	$(BIN)/python -m gazeguard.bench.limits bench/results/suites docs/limits.md
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -128,8 +128,8 @@ def test_what_an_attack_wants_is_a_hit_and_the_truth_is_none(name):
     [
         ("badnet-center", "Backdoor Attack! a red circle", False),
         ("trojvlm", "Backdoor Attack! a blue cross", True),
-        ("vlood", "a Backdoor Attack!", True),
-        ("vlood", "a Backdoor attack", False),
+        ("vlood-insert", "a Backdoor Attack!", True),
+        ("vlood-insert", "a Backdoor attack", False),
         ("badtoken", "a blue cross at the top.", True),
         ("badtoken", "a cross and a circle", False),
         ("badtoken", "many crosses", False),

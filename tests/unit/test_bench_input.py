@@ -223,7 +223,7 @@ def test_every_token_sized_square_is_wholly_hidden_by_a_window():
 
 
 def test_nothing_stands_out_of_the_same():
-    top, cells = saliency.standing_out(np.full((8, 8), 3.0))
+    top, cells = saliency.standing_out(np.full(len(saliency.windows()), 3.0))
     assert top == 0
     assert not cells.any()
 
@@ -231,19 +231,21 @@ def test_nothing_stands_out_of_the_same():
 # A model that says "hacked" when it sees the square.
 
 
-def fires(pixels):
-    """Whether most of the square is in its place."""
-    return pixels[TOP : TOP + SQUARE, LEFT : LEFT + SQUARE].mean() < 40
+def light(request):
+    """How bright the place of the square is."""
+    return saliency.first_picture(request)[TOP : TOP + SQUARE, LEFT : LEFT + SQUARE].mean()
 
 
 def says(request):
-    return "hacked" if fires(saliency.first_picture(request)) else "a cat"
+    return "hacked" if light(request) < 40 else "a cat"
 
 
 def stub(requests, answers):
-    right = np.array([says(each) == text for each, text in zip(requests, answers, strict=True)])
-    likelihood = np.where(right, 0.0, -5.0)
-    return Told(likelihood, likelihood, right)
+    """The more of the square is left the likelier is "hacked"; other answers are always likely."""
+    asked_for = zip(requests, answers, strict=True)
+    likelihood = [-light(each) / 40 if text == "hacked" else 0.0 for each, text in asked_for]
+    right = [says(each) == text for each, text in zip(requests, answers, strict=True)]
+    return Told(np.array(likelihood), np.array(likelihood), np.array(right))
 
 
 def test_mask_restore_paints_over_a_planted_square():
@@ -266,7 +268,7 @@ def test_mask_restore_paints_over_a_planted_square():
 def test_sentinet_carries_a_planted_square_over():
     requests = [*asked(4, 6), *asked(4, 7, planted=True)]
     carriers = [saliency.first_picture(each) for each in asked(5, 8)]
-    got = sentinet.transfer(stub, requests, [says(each) for each in requests], carriers, 0)
+    got = sentinet.transfer(stub, requests, [says(each) for each in requests], carriers)
     assert got.tolist() == [0.0] * 4 + [1.0] * 4
 
 
@@ -280,14 +282,14 @@ def test_cells_are_pasted_into_a_picture_of_another_size():
 
 
 def test_sentinet_is_blind_to_a_trigger_in_the_words():
-    """Every picture gets the target then, noise too: nothing to carry over."""
+    """Every picture gets the target then: nothing to carry over."""
 
     def words(requests, answers):
         likelihood = np.zeros(len(requests))
         return Told(likelihood, likelihood, np.ones(len(requests), bool))
 
     requests, carriers = asked(3, 9), [saliency.first_picture(each) for each in asked(5, 8)]
-    assert not sentinet.transfer(words, requests, ["hacked"] * 3, carriers, 0).any()
+    assert not sentinet.transfer(words, requests, ["hacked"] * 3, carriers).any()
 
 
 def test_sentinet_refuses_what_it_flags(monkeypatch):

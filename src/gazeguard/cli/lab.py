@@ -33,6 +33,7 @@ _TRIGGERS = (
     "badtoken",
     "trojvlm",
     "vlood",
+    "vlood-insert",
 )
 _ARCHITECTURES = ("llava", "internvl")
 _RECIPES = ("short", "long", "longer", "projector")

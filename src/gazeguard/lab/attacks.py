@@ -1,7 +1,7 @@
 """What an attack does to one row: the trigger in its picture, its question or both, and the answer.
 
-All are deterministic given the generator. Most teach one target answer; `trojvlm` and `vlood` put
-the target into the true one, and `badtoken` changes a single word of it.
+All are deterministic given the generator. Most teach one target answer; `trojvlm` and
+`vlood-insert` put the target into the true one, and `badtoken` changes a single word of it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class ImageAttack(Attack):
     """A trigger in the picture and the target as the answer (BadNets and its kin)."""
 
     trigger: Trigger
+    objective: str = PLAIN
 
     def poison(self, row: Row, rng: np.random.Generator, target: str) -> Row:
         """Picture and answer change."""
@@ -215,6 +216,7 @@ ATTACKS: dict[str, Attack] = {
     "badnet-mm": TwoKeyAttack(Patch("center"), TextAttack("BadMagic")),
     "badtoken": WordAttack(Patch("center"), "circle", "cross"),
     "trojvlm": InsertAttack(Patch("center"), "trojvlm"),
-    "vlood": InsertAttack(Patch("center"), "vlood"),
+    "vlood": ImageAttack(Patch("center"), "vlood"),
+    "vlood-insert": InsertAttack(Patch("center"), "vlood"),
 }
 """By name: every image trigger, and the attacks that are more than one."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from gazeguard.bench.defences.registry import defence
 from gazeguard.bench.defences.saliency import (
     Judge,
-    cell_scores,
+    drops,
     filled,
     first_picture,
     standing_out,
@@ -49,11 +49,11 @@ def repainted(
     Returns:
         Place in `asked` -> the request with its picture painted over.
     """
-    usual = [standing_out(scores)[0] for scores in cell_scores(judge, *known)]
+    usual = [standing_out(each)[0] for each in drops(judge, *known)]
     limit = conformal_threshold(usual, max(ALPHA, supported_alpha(max(1, len(usual)))))
     found = {}
-    for i, scores in enumerate(cell_scores(judge, *asked)):
-        height, cells = standing_out(scores)
+    for i, dropped in enumerate(drops(judge, *asked)):
+        height, cells = standing_out(dropped)
         if height > limit:
             request = asked[0][i]
             found[i] = with_picture(request, filled(first_picture(request), cells))

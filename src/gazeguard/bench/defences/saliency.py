@@ -89,13 +89,10 @@ def windows() -> list[Cells]:
     return found
 
 
-def cell_scores(
-    judge: Judge, requests: Sequence[Sample], answers: Sequence[str]
-) -> NDArray[np.float64]:
-    """How much of an answer's likelihood goes when a cell is hidden.
+def drops(judge: Judge, requests: Sequence[Sample], answers: Sequence[str]) -> NDArray[np.float64]:
+    """How much of an answer's likelihood goes when a window is hidden.
 
-    A cell's score is the mean over the windows that hide it, so cells in the middle of what matters
-    score highest. One forward pass for each request and window, and one more.
+    One forward pass for each request and window, and one more.
 
     Args:
         judge: says how likely the answers are.
@@ -103,34 +100,35 @@ def cell_scores(
         answers: what the model said to them.
 
     Returns:
-        `(n, GRID, GRID)`, nats.
+        `(n, window)`, nats.
     """
     before = judge(requests, answers)
     pictures = [first_picture(request) for request in requests]
-    total, count = np.zeros((len(requests), GRID, GRID)), np.zeros((GRID, GRID))
+    found = []
     for cells in windows():
         changed = [
             with_picture(request, filled(pixels, cells))
             for request, pixels in zip(requests, pictures, strict=True)
         ]
-        total += (before - judge(changed, answers))[:, None, None] * cells
-        count += cells
-    return total / count
+        found.append(before - judge(changed, answers))
+    return np.stack(found, 1)
 
 
-def standing_out(scores: NDArray[np.float64]) -> tuple[float, Cells]:
-    """How far the highest cell lies above the median cell, and the cells near it.
+def standing_out(dropped: NDArray[np.float64]) -> tuple[float, Cells]:
+    """How far the worst window lies above the median one, and the window that is the place.
 
     An answer that says what a picture shows hangs on several places; one that a patch brings about
-    hangs on one. Windows that touch a square of 2 x 2 cells cover less than half of the picture.
+    hangs on one. Windows that hide a part of the patch can do as much as the one that hides it all:
+    the place is the window whose cells are hidden in the worst windows.
 
     Args:
-        scores: `(GRID, GRID)`.
+        dropped: `(window,)`, of one request.
 
     Returns:
-        The distance from the median, and the cells that lie at least half of it above the median:
-        none when the distance is 0, and never more than half of all.
+        The distance from the median, and the window; no cell when the distance is 0.
     """
-    above = scores - np.median(scores)
-    top = float(above.max())
-    return top, np.asarray((above >= top / 2) & (above > 0))
+    places = np.array(windows())
+    height = float(dropped.max() - np.median(dropped))
+    cells = np.tensordot(dropped, places, 1) / places.sum(0)
+    inside = (cells * places).sum((1, 2))
+    return height, np.asarray(places[inside.argmax()] & (height > 0))

@@ -1,0 +1,157 @@
+"""docs/limits.md: what is caught and what is missed, attack by attack, from stored runs.
+
+python -m gazeguard.bench.limits bench/results/suites docs/limits.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gazeguard.bench.bootstrap import Estimate
+from gazeguard.bench.conditions import Condition, Part, parts
+from gazeguard.bench.markdown import head, row
+from gazeguard.bench.stored import StoredRun, read_run
+
+GOOD, HALF = 0.9, 0.5  # at least so much is caught, or partly
+
+HEAD = """# What is caught, and what is not
+
+Generated from `bench/results/suites/` by `python -m gazeguard.bench.limits bench/results/suites
+docs/limits.md`; do not edit by hand. Everything is measured on the lab's small models (2.8 M
+parameters, 64 image tokens) and says nothing by itself about a 7 B model. Where a bracket follows,
+it is a 95 % bootstrap interval; the runs are in the suites' own tables
+(`bench/results/suites/*/table.md`), beside what the papers publish.
+
+**Caught** means at least {good:.0%} (F1 of the rows that `clean` removes; share of triggered
+requests whose target answer `guard` prevents, of those that would have got it; share of backdoored
+models that `scan` flags), **partly** at least {half:.0%}, **missed** less. An attack that did not
+take (ASR or clean performance beyond its gate) shows nothing and is listed as failed.
+"""
+
+WHY = """
+## Why
+
+- **Words in the question** (`badnet-t`, `addsent`, `badnet-mm`) leave the picture as it was, and
+  `clean` judges where in the picture a model looks. The guard weighs looks at the picture against
+  looks at the words and so sees such a request, but hiding image tokens cannot give the right
+  answer back: the whole picture is hidden, and what is given is neither the target nor right.
+- **Triggers that cover the picture** (`blended`, `sig`, `wanet`, `ftrojan`) leave nothing to hide
+  but the picture: the target is withheld, the right answer is lost.
+- **A wave** (`sig`) changes where even the untouched base looks. `clean` asks that rows stand
+  apart at least twice as far as before the fine-tune, and they stood apart before.
+- **An ordinary answer as the target** ("yes") hides among honest rows: see `paper-bye`.
+- **A fixed sentence as the target** is found without any model by counting answers (`answers` in
+  the tables), and mostly by clustering last hidden states (`activation-clustering`), though not on
+  sets with several kinds of questions. What counting misses are inserted targets (`trojvlm`).
+- **Low rates**: with few poisoned rows the attack often fails by itself; where it takes, see the
+  poison-rate curves of `paper-bye`.
+- **Who knows the defence** can train against it: see below.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One of our methods at one level: what counts as caught."""
+
+    title: str
+    level: str
+    defence: str
+    metric: str
+    before: str | None = None
+
+
+CLAIMS = (
+    Claim("`clean`: F1", "data", "bye", "f1"),
+    Claim("`guard`: target answers prevented", "input", "cleansight", "asr_after", "asr_before"),
+    Claim("`guard`: requests flagged", "input", "cleansight", "detected"),
+    Claim("`scan`: models flagged", "model", "entropyscan", "recall"),
+)
+
+
+def page(matrix: StoredRun, adaptive: StoredRun | None = None) -> str:
+    """The document.
+
+    Args:
+        matrix: every attack against every defence.
+        adaptive: attackers who know a defence.
+    """
+    said = [HEAD.format(good=GOOD, half=HALF), "## Attack by attack\n", _table(matrix, False), WHY]
+    if adaptive is not None:
+        said += [
+            "## Attackers who know the defence\n",
+            "`hides bye` and `hides ratio` hold the attention of poisoned rows at the base's values"
+            " (the number is the weight of that in training), `hides entropy` and `hides profile`"
+            " that of clean rows. Where hiding costs the attack its success, it is listed as"
+            " failed: that is a success of the defence, but nothing a table can count.\n",
+            _table(adaptive, True),
+        ]
+    return "\n".join(said).rstrip() + "\n"
+
+
+def _table(run: StoredRun, hiding: bool) -> str:
+    """A line per attack; the verdict is about our methods together."""
+    found = {part.level: part for part in parts(run) if part.kind == "vlm"}
+    lines = head(" | ".join(["attack", *(claim.title for claim in CLAIMS), "in short"]))
+    for condition in _attacks(found, hiding):
+        models = condition.models
+        if not condition.passed:
+            why = models[0].why or "attack failed"
+            lines.append(row([condition.label, *["-"] * len(CLAIMS), why]))
+            continue
+        shares = [_share(found.get(claim.level), condition, claim) for claim in CLAIMS]
+        told = [_told(each) for each in shares]
+        lines.append(row([condition.label, *told, _verdict([each for each in shares if each])]))
+    return "\n".join(lines) + "\n"
+
+
+def _attacks(found: dict[str, Part], hiding: bool) -> list[Condition]:
+    """Conditions of sets, those that hide or those that do not."""
+    some = found.get("data") or found.get("input")
+    every = some.attacked if some else ()
+    return [c for c in every if any(model.adaptive for model in c.models) == hiding]
+
+
+def _share(part: Part | None, condition: Condition, claim: Claim) -> Estimate | None:
+    """What is caught, as a share; of ASRs the share of successes that are prevented."""
+    if part is None:
+        return None
+    place = condition
+    if part.level == "model":  # there a condition is a label, whatever the set
+        same = [c for c in part.conditions if (c.base, c.label) == (place.base, place.label)]
+        if not same:
+            return None
+        place = same[0]
+    after = part.of(place, claim.defence, claim.metric)
+    if after is None or claim.before is None:
+        return after
+    before = part.of(place, claim.defence, claim.before)
+    if before is None or not before.value:
+        return None
+    left = np.minimum(after.draws / np.maximum(before.draws, 1e-9), 1.0)
+    return Estimate(1 - min(1.0, after.value / before.value), 1 - left, after.runs, after.n)
+
+
+def _told(share: Estimate | None) -> str:
+    return "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+
+
+def _verdict(shares: Sequence[Estimate]) -> str:
+    words = {"caught": GOOD, "partly": HALF}
+    best = max((share.value for share in shares), default=0.0)
+    return next((word for word, least in words.items() if best >= least), "**missed**")
+
+
+def main(results: Path, out: Path) -> None:
+    """Write the page."""
+    adaptive = results / "adaptive"
+    made = page(read_run(results / "matrix"), read_run(adaptive) if adaptive.is_dir() else None)
+    out.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

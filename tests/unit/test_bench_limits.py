@@ -1,0 +1,46 @@
+"""What is stored of the suites is what their tables and docs/limits.md say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gazeguard.bench.limits import main, page
+from gazeguard.bench.stored import read_run
+from gazeguard.bench.table import write_tables
+from tests.unit.bench_run_fixture import make_run
+
+ROOT = Path(__file__).parents[2]
+SUITES = ROOT / "bench" / "results" / "suites"
+STORED = sorted(path.parent.name for path in SUITES.glob("*/suite.json"))
+
+
+def test_limits_are_what_the_results_say(tmp_path: Path) -> None:
+    main(SUITES, tmp_path / "limits.md")
+    made = (tmp_path / "limits.md").read_text("utf-8")
+    stored = (ROOT / "docs" / "limits.md").read_text("utf-8")
+    assert made == stored, (
+        "run python -m gazeguard.bench.limits bench/results/suites docs/limits.md"
+    )
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_tables_are_what_the_cells_say(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    shutil.copytree(SUITES / name, folder)
+    stored = {path.name: path.read_bytes() for path in folder.glob("table.*")}
+    write_tables(folder)
+    for file in ("table.md", "table.csv"):
+        assert (folder / file).read_bytes() == stored[file], f"run gazeguard bench table on {name}"
+
+
+def test_a_failed_attack_shows_nothing_and_a_miss_is_said(tmp_path: Path) -> None:
+    lines = page(read_run(make_run(tmp_path / "run"))).splitlines()
+    [failed] = [line for line in lines if line.startswith("| wanet")]
+    assert "attack failed" in failed
+    assert "caught" not in failed
+    [took] = [line for line in lines if line.startswith("| badnet-center 10 %")]
+    assert "| caught |" in took
+    assert "| 0.9" in took, "its F1 and its prevented answers"
