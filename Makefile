@@ -70,7 +70,7 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	$(BIN)/python -m gazeguard.bench.amdet_speed --out bench/results/amdet_speed.json
 	$(BIN)/python -m gazeguard.bench.speed --out bench/results/speed.json
 	$(BIN)/python -m gazeguard.bench.tables bench/results docs/benchmark.md
-	$(BIN)/python -m gazeguard.bench.limits bench/results/suites docs/limits.md
+	$(BIN)/python -m gazeguard.bench.report.limits bench/results/suites docs/limits.md
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gazeguard.bench.table import write_tables
+from gazeguard.bench.report.table import write_tables
 from tests.integration.test_report_browser import brightness, browser, pytestmark
 from tests.unit.bench_run_fixture import make_run
 

@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import FastICA
 from sklearn.metrics import silhouette_score
 
-from gazeguard.bench.activations import last_states
 from gazeguard.bench.defences import DEFENCES, cleaning
+from gazeguard.bench.defences.activations import last_states
 from gazeguard.bench.defences.bye import as_paper_tokens
 from gazeguard.bench.defences.cleaning import (
     DIMENSIONS,

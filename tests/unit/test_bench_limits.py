@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gazeguard.bench.limits import main, page
-from gazeguard.bench.stored import read_run
-from gazeguard.bench.table import write_tables
+from gazeguard.bench.report.limits import main, page
+from gazeguard.bench.report.stored import read_run
+from gazeguard.bench.report.table import write_tables
 from tests.unit.bench_run_fixture import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def test_limits_are_what_the_results_say(tmp_path: Path) -> None:
     made = (tmp_path / "limits.md").read_text("utf-8")
     stored = (ROOT / "docs" / "limits.md").read_text("utf-8")
     assert made == stored, (
-        "run python -m gazeguard.bench.limits bench/results/suites docs/limits.md"
+        "run python -m gazeguard.bench.report.limits bench/results/suites docs/limits.md"
     )
 
 

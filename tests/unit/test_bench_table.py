@@ -16,12 +16,12 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import f1_score, roc_auc_score
 
-import gazeguard.bench
-from gazeguard.bench.bootstrap import auroc, over_counts, over_scores, tpr_at_1_fpr
-from gazeguard.bench.conditions import parts
+import gazeguard.bench.report
 from gazeguard.bench.guard import separation
-from gazeguard.bench.stored import read_run
-from gazeguard.bench.table import long_form, write_tables
+from gazeguard.bench.report.bootstrap import auroc, over_counts, over_scores, tpr_at_1_fpr
+from gazeguard.bench.report.conditions import parts
+from gazeguard.bench.report.stored import read_run
+from gazeguard.bench.report.table import long_form, write_tables
 from gazeguard.errors import MissingExtra, UsageError
 from tests.unit.bench_run_fixture import DEFENCES, FAILED, UNSEEN, make_run, model
 
@@ -362,8 +362,8 @@ def test_broken_files_name_themselves_and_the_cure(tmp_path: Path):
 def test_without_matplotlib_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = make_run(tmp_path / "a")
     for name in ("page", "plots", "svg"):
-        monkeypatch.delitem(sys.modules, f"gazeguard.bench.{name}", raising=False)
-        monkeypatch.delattr(gazeguard.bench, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"gazeguard.bench.report.{name}", raising=False)
+        monkeypatch.delattr(gazeguard.bench.report, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"pip install 'gazeguard\[bench\]'"):
         write_tables(folder)

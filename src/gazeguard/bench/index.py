@@ -10,6 +10,7 @@ from typing import Any
 from gazeguard.bench.bases import BASES
 from gazeguard.bench.cell import Place
 from gazeguard.bench.defences import DEFENCES
+from gazeguard.bench.report.stored import NOT_RUN
 from gazeguard.bench.suite import Entry, Suite
 from gazeguard.files import write_json
 from gazeguard.lab import zoo
@@ -19,8 +20,6 @@ from gazeguard.lab.text import zoo as encoders
 from gazeguard.lab.text.zoo import EncoderModel
 from gazeguard.lab.zoo import Recipe
 from gazeguard.scanning.store import digest
-
-NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True, slots=True)

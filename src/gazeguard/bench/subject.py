@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.bench.activations import last_states
+from gazeguard.bench.defences.activations import last_states
 from gazeguard.cleaning import CleanOutcome, clean
 from gazeguard.guarding.answer import answer
 from gazeguard.guarding.guard import Guard

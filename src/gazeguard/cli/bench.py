@@ -67,7 +67,7 @@ def suites() -> None:
 
 
 def _tables(folder: Path) -> None:
-    from gazeguard.bench.table import write_tables
+    from gazeguard.bench.report.table import write_tables
 
     for path in write_tables(folder):
         click.echo(path)

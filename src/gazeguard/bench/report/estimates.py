@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.bench.bootstrap import (
+from gazeguard.bench.report.bootstrap import (
     Estimate,
     Ints,
     auroc,
@@ -21,7 +21,7 @@ from gazeguard.bench.bootstrap import (
     over_scores,
     tpr_at_1_fpr,
 )
-from gazeguard.bench.results import Count, DataResult, InputResult, ModelResult
+from gazeguard.bench.report.results import Count, DataResult, InputResult, ModelResult
 
 Array = NDArray[np.float64]
 Found = Iterator[tuple[str, Estimate]]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
-from gazeguard.bench import sections
-from gazeguard.bench.conditions import EVERYTHING, Condition, Part, parts
 from gazeguard.bench.markdown import head, row
-from gazeguard.bench.quantities import METRICS
-from gazeguard.bench.stored import Line, StoredRun, read_run
+from gazeguard.bench.report import sections
+from gazeguard.bench.report.conditions import EVERYTHING, Condition, Part, parts
+from gazeguard.bench.report.quantities import METRICS
+from gazeguard.bench.report.stored import Line, StoredRun, read_run
 from gazeguard.errors import MissingExtra
 from gazeguard.report.files import write_atomic
 
@@ -39,7 +39,7 @@ def write_tables(folder: Path) -> list[Path]:
         MissingExtra: matplotlib is not installed.
     """
     try:
-        from gazeguard.bench.page import render_html
+        from gazeguard.bench.report.page import render_html
     except ImportError as error:
         raise MissingExtra(error.name or "matplotlib", "bench", "Drawing a benchmark") from error
     run = read_run(folder)

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gazeguard.bench.bootstrap import Estimate
-from gazeguard.bench.conditions import Condition, Part
-from gazeguard.bench.quantities import LEAD, metric
-from gazeguard.bench.svg import GRID, INK, PIXEL, SOFT, drawing, inline
+from gazeguard.bench.report.bootstrap import Estimate
+from gazeguard.bench.report.conditions import Condition, Part
+from gazeguard.bench.report.quantities import LEAD, metric
+from gazeguard.bench.report.svg import GRID, INK, PIXEL, SOFT, drawing, inline
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many as are coprime to the colours

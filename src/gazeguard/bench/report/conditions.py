@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from gazeguard.bench import estimates
-from gazeguard.bench.bootstrap import Estimate
-from gazeguard.bench.quantities import KINDS, METRICS
-from gazeguard.bench.results import InputResult, Result
-from gazeguard.bench.stored import Line, Model, StoredRun
+from gazeguard.bench.report import estimates
+from gazeguard.bench.report.bootstrap import Estimate
+from gazeguard.bench.report.quantities import KINDS, METRICS
+from gazeguard.bench.report.results import InputResult, Result
+from gazeguard.bench.report.stored import Line, Model, StoredRun
 
 NOT_APPLICABLE = "not applicable"
 EVERYTHING = "everything"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gazeguard.bench.quantities import KINDS, METRICS
-from gazeguard.bench.results import Result, parse
+from gazeguard.bench.report.quantities import KINDS, METRICS
+from gazeguard.bench.report.results import Result, parse
 from gazeguard.errors import UsageError
 
 SUITE = "suite.json"

@@ -1,6 +1,6 @@
 """docs/limits.md: what is caught and what is missed, attack by attack, from stored runs.
 
-python -m gazeguard.bench.limits bench/results/suites docs/limits.md
+python -m gazeguard.bench.report.limits bench/results/suites docs/limits.md
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from gazeguard.bench.bootstrap import Estimate
-from gazeguard.bench.conditions import Condition, Part, parts
 from gazeguard.bench.markdown import head, row
-from gazeguard.bench.stored import StoredRun, read_run
+from gazeguard.bench.report.bootstrap import Estimate
+from gazeguard.bench.report.conditions import Condition, Part, parts
+from gazeguard.bench.report.stored import StoredRun, read_run
 
 GOOD, HALF = 0.9, 0.5  # at least so much is caught, or partly
 
 HEAD = """# What is caught, and what is not
 
-Generated from `bench/results/suites/` by `python -m gazeguard.bench.limits bench/results/suites
-docs/limits.md`; do not edit by hand. Everything is measured on the lab's small models (2.8 M
-parameters, 64 image tokens) and says nothing by itself about a 7 B model. Where a bracket follows,
-it is a 95 % bootstrap interval; the runs are in the suites' own tables
+Generated from `bench/results/suites/` by `python -m gazeguard.bench.report.limits
+bench/results/suites docs/limits.md`; do not edit by hand. Everything is measured on the lab's
+small models (2.8 M parameters, 64 image tokens) and says nothing by itself about a 7 B model. In
+brackets: a 95 % bootstrap interval. The runs are in the suites' own tables
 (`bench/results/suites/*/table.md`), beside what the papers publish.
 
 **Caught** means at least {good:.0%} (F1 of the rows that `clean` removes; share of triggered
@@ -50,7 +50,7 @@ WHY = """
   sets with several kinds of questions. What counting misses are inserted targets (`trojvlm`).
 - **Low rates**: with few poisoned rows the attack often fails by itself; where it takes, see the
   poison-rate curves of `paper-bye`.
-- **Who knows the defence** can train against it: see below.
+- **Who knows the defence and does the training** can hide from it: see below.
 """
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gazeguard._version import __version__
-from gazeguard.bench import plots, sections
-from gazeguard.bench.conditions import Part
-from gazeguard.bench.quantities import LEAD, metric
-from gazeguard.bench.stored import StoredRun
+from gazeguard.bench.report import plots, sections
+from gazeguard.bench.report.conditions import Part
+from gazeguard.bench.report.quantities import LEAD, metric
+from gazeguard.bench.report.stored import StoredRun
 from gazeguard.report.template import asset, environment, policy
 
 LONG = 12  # rows of a table that is folded away at first

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gazeguard.bench.bootstrap import Estimate, over_counts
-from gazeguard.bench.compared import beside, margins, mean_over
-from gazeguard.bench.conditions import NOT_APPLICABLE, Condition, Part, conditions
-from gazeguard.bench.quantities import KINDS, METRICS, Metric
-from gazeguard.bench.stored import StoredRun
+from gazeguard.bench.report.bootstrap import Estimate, over_counts
+from gazeguard.bench.report.compared import beside, margins, mean_over
+from gazeguard.bench.report.conditions import NOT_APPLICABLE, Condition, Part, conditions
+from gazeguard.bench.report.quantities import KINDS, METRICS, Metric
+from gazeguard.bench.report.stored import StoredRun
 from gazeguard.report.words import plural
 
 NOTHING = "-"

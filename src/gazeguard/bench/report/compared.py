@@ -8,10 +8,10 @@ from itertools import product
 
 import numpy as np
 
-from gazeguard.bench.bootstrap import Estimate, less, mean_of
-from gazeguard.bench.conditions import Condition, Part
-from gazeguard.bench.quantities import COMPARED, LEAD, Metric, metric
-from gazeguard.bench.stored import Line, Published
+from gazeguard.bench.report.bootstrap import Estimate, less, mean_of
+from gazeguard.bench.report.conditions import Condition, Part
+from gazeguard.bench.report.quantities import COMPARED, LEAD, Metric, metric
+from gazeguard.bench.report.stored import Line, Published
 
 PAPERS = ("-paper", "-published")  # a paper's own setting of our `bye` is the defence `bye-paper`
 
