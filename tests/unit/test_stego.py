@@ -24,7 +24,6 @@ def test_the_shipped_weights_score_as_they_say():
     assert judge(STEGO, recipe.amplitude) == pytest.approx(said, abs=2e-3)
     assert said["bits"] > 0.99
     assert recipe == StegoRecipe(), "the recipe that ships is the one that the command uses"
-    assert Stego().amplitude == recipe.amplitude
     assert (STEGO / "model.safetensors").stat().st_size < 150_000
 
 

@@ -198,11 +198,12 @@ class Stego:
     arXiv:2012.03816; `lab.stego` says where the encoder departs from it.
 
     Attributes:
-        amplitude: largest change of a colour; most pixels change by much less.
+        amplitude: largest change of a colour; most pixels change by much less. Twice what the
+            encoder was trained with: less is not learnt from 64 px pictures (docs/LOG.md).
         secret: names the bits that the residual hides.
     """
 
-    amplitude: float = 32.0
+    amplitude: float = 64.0
     secret: int = 0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
