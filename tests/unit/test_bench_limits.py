@@ -40,7 +40,8 @@ def test_a_failed_attack_shows_nothing_and_a_miss_is_said(tmp_path: Path) -> Non
     lines = page(read_run(make_run(tmp_path / "run"))).splitlines()
     [failed] = [line for line in lines if line.startswith("| wanet")]
     assert "attack failed" in failed
-    assert "caught" not in failed
+    assert "`clean`" not in failed
     [took] = [line for line in lines if line.startswith("| badnet-center 10 %")]
-    assert "| caught |" in took
+    assert "`clean`" in took.split("|")[-2]
+    assert "`guard`" in took.split("|")[-2]
     assert "| 0.9" in took, "its F1 and its prevented answers"

@@ -66,7 +66,7 @@ def margins(part: Part, published: Sequence[Published]) -> list[Margin]:
     found = []
     for key, mine, other in product(COMPARED[part.level], ours, others):
         pairs = [
-            (a, b, part.of(c, mine, LEAD[part.level]) or a)
+            (a, b, part.of(c, mine, LEAD[part.level]) or a if part.level == "model" else a)
             for c in part.overview
             if (a := part.of(c, mine, key)) is not None
             and (b := part.of(c, other, key)) is not None

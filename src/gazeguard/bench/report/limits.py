@@ -24,13 +24,14 @@ HEAD = """# What is caught, and what is not
 Generated from `bench/results/suites/` by `python -m gazeguard.bench.report.limits
 bench/results/suites docs/limits.md`; do not edit by hand. Everything is measured on the lab's
 small models (2.8 M parameters, 64 image tokens) and says nothing by itself about a 7 B model. In
-brackets: a 95 % bootstrap interval. The runs are in the suites' own tables
-(`bench/results/suites/*/table.md`), beside what the papers publish.
+brackets: a 95 % bootstrap interval, and behind it the number of rows, requests or models; one seed
+of each attack, so the interval says nothing about other seeds. More seeds, baselines and what the
+papers publish are in the suites' own tables (`bench/results/suites/*/table.md`).
 
 **Caught** means at least {good:.0%} (F1 of the rows that `clean` removes; share of triggered
 requests whose target answer `guard` prevents, of those that would have got it; share of backdoored
-models that `scan` flags), **partly** at least {half:.0%}, **missed** less. An attack that did not
-take (ASR or clean performance beyond its gate) shows nothing and is listed as failed.
+models that `scan` flags), **in part** at least {half:.0%}. An attack that did not take (ASR or
+clean performance beyond its gate) shows nothing and is listed as failed.
 """
 
 WHY = """
@@ -48,6 +49,8 @@ WHY = """
 - **A fixed sentence as the target** is found without any model by counting answers (`answers` in
   the tables), and mostly by clustering last hidden states (`activation-clustering`), though not on
   sets with several kinds of questions. What counting misses are inserted targets (`trojvlm`).
+- **One word for another** (`badtoken`) is caught by nothing here, not even by counting: no answer is
+  shared by its rows.
 - **Low rates**: with few poisoned rows the attack often fails by itself; where it takes, see the
   poison-rate curves of `paper-bye`.
 - **Who knows the defence and does the training** can hide from it: see below.
@@ -58,6 +61,7 @@ WHY = """
 class Claim:
     """One of our methods at one level: what counts as caught."""
 
+    method: str
     title: str
     level: str
     defence: str
@@ -66,10 +70,17 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("`clean`: F1", "data", "bye", "f1"),
-    Claim("`guard`: target answers prevented", "input", "cleansight", "asr_after", "asr_before"),
-    Claim("`guard`: requests flagged", "input", "cleansight", "detected"),
-    Claim("`scan`: models flagged", "model", "entropyscan", "recall"),
+    Claim("`clean`", "`clean`: F1", "data", "bye", "f1"),
+    Claim(
+        "`guard`",
+        "`guard`: target answers prevented",
+        "input",
+        "cleansight",
+        "asr_after",
+        "asr_before",
+    ),
+    Claim("`guard`", "`guard`: requests flagged", "input", "cleansight", "detected"),
+    Claim("`scan`", "`scan`: models flagged", "model", "entropyscan", "recall"),
 )
 
 
@@ -83,7 +94,7 @@ def page(matrix: StoredRun, adaptive: StoredRun | None = None) -> str:
     said = [HEAD.format(good=GOOD, half=HALF), "## Attack by attack\n", _table(matrix, False), WHY]
     if adaptive is not None:
         said += [
-            "## Attackers who know the defence\n",
+            "\n## Attackers who know the defence\n",
             "`hides bye` and `hides ratio` hold the attention of poisoned rows at the base's values"
             " (the number is the weight of that in training), `hides entropy` and `hides profile`"
             " that of clean rows. Where hiding costs the attack its success, it is listed as"
@@ -94,9 +105,9 @@ def page(matrix: StoredRun, adaptive: StoredRun | None = None) -> str:
 
 
 def _table(run: StoredRun, hiding: bool) -> str:
-    """A line per attack; the verdict is about our methods together."""
+    """A line per attack."""
     found = {part.level: part for part in parts(run) if part.kind == "vlm"}
-    lines = head(" | ".join(["attack", *(claim.title for claim in CLAIMS), "in short"]))
+    lines = head(" | ".join(["attack", *(claim.title for claim in CLAIMS), "caught by"]))
     for condition in _attacks(found, hiding):
         models = condition.models
         if not condition.passed:
@@ -105,7 +116,7 @@ def _table(run: StoredRun, hiding: bool) -> str:
             continue
         shares = [_share(found.get(claim.level), condition, claim) for claim in CLAIMS]
         told = [_told(each) for each in shares]
-        lines.append(row([condition.label, *told, _verdict([each for each in shares if each])]))
+        lines.append(row([condition.label, *told, _verdict(shares)]))
     return "\n".join(lines) + "\n"
 
 
@@ -137,13 +148,20 @@ def _share(part: Part | None, condition: Condition, claim: Claim) -> Estimate | 
 
 
 def _told(share: Estimate | None) -> str:
-    return "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+    if share is None:
+        return "-"
+    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}] ({share.n:,})"
 
 
-def _verdict(shares: Sequence[Estimate]) -> str:
-    words = {"caught": GOOD, "partly": HALF}
-    best = max((share.value for share in shares), default=0.0)
-    return next((word for word, least in words.items() if best >= least), "**missed**")
+def _verdict(shares: Sequence[Estimate | None]) -> str:
+    """Which of our methods catch it, and which do in part."""
+    best: dict[str, float] = {}
+    for claim, share in zip(CLAIMS, shares, strict=True):
+        if share is not None:
+            best[claim.method] = max(best.get(claim.method, 0.0), share.value)
+    words = [name for name, value in best.items() if value >= GOOD]
+    words += [f"{name} in part" for name, value in best.items() if HALF <= value < GOOD]
+    return ", ".join(words) or "**nothing**"
 
 
 def main(results: Path, out: Path) -> None:
