@@ -49,8 +49,8 @@ WHY = """
 - **A fixed sentence as the target** is found without any model by counting answers (`answers` in
   the tables), and mostly by clustering last hidden states (`activation-clustering`), though not on
   sets with several kinds of questions. What counting misses are inserted targets (`trojvlm`).
-- **One word for another** (`badtoken`) is caught by nothing here, not even by counting: no answer is
-  shared by its rows.
+- **One word for another** (`badtoken`) is caught by nothing here, not even by counting: no answer
+  is shared by its rows.
 - **Low rates**: with few poisoned rows the attack often fails by itself; where it takes, see the
   poison-rate curves of `paper-bye`.
 - **Who knows the defence and does the training** can hide from it: see below.
