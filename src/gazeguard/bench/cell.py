@@ -78,7 +78,8 @@ class Bench:
             rows = make_set(
                 recipe.task, recipe.rows, recipe.trigger, recipe.rate, recipe.seed, recipe.target
             )
-            work = self._place.work / "uploads" / self._place.folder.name
+            place = self._place  # two bases may have models of one recipe, and so of one name
+            work = place.work / "uploads" / place.base.name / place.folder.name
             self._upload = Upload(self._tuned, rows, work), rows
         upload, rows = self._upload
         removed: Bools = np.asarray(defence.run(upload), dtype=bool)
