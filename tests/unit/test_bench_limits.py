@@ -45,3 +45,18 @@ def test_a_failed_attack_shows_nothing_and_a_miss_is_said(tmp_path: Path) -> Non
     assert "`clean`" in took.split("|")[-2]
     assert "`guard`" in took.split("|")[-2]
     assert "| 0.9" in took, "its F1 and its prevented answers"
+
+
+def test_the_readme_counts_what_the_page_of_limits_lists() -> None:
+    limits = (ROOT / "docs" / "limits.md").read_text("utf-8").split("## Why")[0]
+    rows = [line.split("|")[-2] for line in limits.splitlines() if " % |" in line]
+    took = [row for row in rows if "failed" not in row]
+    caught = {
+        verb: sum(f"`{verb}`" in row and f"`{verb}` in part" not in row for row in took)
+        for verb in ("clean", "guard", "scan")
+    }
+    part = sum("`guard` in part" in row for row in took)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"{len(took)} that took" in readme
+    assert f"`clean` finds the rows of {caught['clean']}, `guard` stops {caught['guard']}" in readme
+    assert {2: "two"}[part] + f" in part, `scan` flags {caught['scan']}." in readme
