@@ -1,15 +1,20 @@
 """The documents name what exists, and what they name exists."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import gazeguard
+from gazeguard.bench.bases import BASES
+from gazeguard.bench.defences import DEFENCES
+from gazeguard.bench.suite import load_plugins, shipped
 from gazeguard.cli.main import VERBS, cli
 from gazeguard.data.read import FORMATS
 from gazeguard.lab import tiny
+from gazeguard.lab.attacks import ATTACKS
 from gazeguard.methods.bye.detector import RULES
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +49,28 @@ def test_every_tested_family_is_in_the_readme(family):
 def test_every_public_name_is_documented(name):
     assert getattr(gazeguard, name).__doc__
     assert any(f"gazeguard.{name}" in text for text in [README, *DOCS.values()]), name
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_suite_has_a_line(name):
+    assert f"`{name}`" in DOCS[Path("docs/suites.md")]
+
+
+def test_the_plugin_of_the_docs_runs(tmp_path):
+    [code] = re.findall(r"```python\n(.*?)```", DOCS[Path("docs/suites.md")], re.DOTALL)
+    registries = (ATTACKS, BASES, DEFENCES)
+    before = [dict(registry) for registry in registries]
+    (tmp_path / "docs_plugin.py").write_text(code)
+    try:
+        load_plugins([tmp_path / "docs_plugin.py"])
+        found = [set(registry) for registry in registries]
+        for name, names in zip(("red", "mine", "red-eye"), found, strict=True):
+            assert name in names
+    finally:
+        sys.modules.pop("gazeguard_plugin_docs_plugin", None)
+        for registry, known in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(known)
 
 
 def test_links_lead_somewhere():
