@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= out/demo
 INTERNVL := src/gazeguard/assets/base-internvl
 ENCODERS := clip=runs/encoders/clip siglip=runs/encoders/siglip longclip=runs/encoders/longclip
-SUITES := paper-bye paper-cleansight paper-entropyscan paper-amdet adaptive clean matrix
+SUITES := paper-bye paper-cleansight paper-entropyscan paper-amdet adaptive clean internvl matrix
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
