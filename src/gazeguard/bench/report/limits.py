@@ -6,6 +6,7 @@ python -m gazeguard.bench.report.limits bench/results/suites docs/limits.md
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,12 @@ WHY = """
 """
 
 
+SECOND = """The lab's InternVL, on attacks and seeds that nothing was chosen on. What `clean` finds
+carries over. The guard's setting was chosen on the LLaVA, and it shows. (`scan` on this
+architecture is in `paper-entropyscan`.)
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One of our methods at one level: what counts as caught."""
@@ -84,12 +91,15 @@ CLAIMS = (
 )
 
 
-def page(matrix: StoredRun, adaptive: StoredRun | None = None) -> str:
+def page(
+    matrix: StoredRun, adaptive: StoredRun | None = None, second: StoredRun | None = None
+) -> str:
     """The document.
 
     Args:
         matrix: every attack against every defence.
         adaptive: attackers who know a defence.
+        second: attacks on the other architecture.
     """
     said = [HEAD.format(good=GOOD, half=HALF), "## Attack by attack\n", _table(matrix, False), WHY]
     if adaptive is not None:
@@ -101,22 +111,28 @@ def page(matrix: StoredRun, adaptive: StoredRun | None = None) -> str:
             " failed: that is a success of the defence, but nothing a table can count.\n",
             _table(adaptive, True),
         ]
+    if second is not None:
+        said += ["\n## The second architecture\n", SECOND, _table(second, False)]
     return "\n".join(said).rstrip() + "\n"
 
 
 def _table(run: StoredRun, hiding: bool) -> str:
     """A line per attack."""
     found = {part.level: part for part in parts(run) if part.kind == "vlm"}
+    attacks = _attacks(found, hiding)
+    labels = Counter(condition.label for condition in attacks)
     lines = head(" | ".join(["attack", *(claim.title for claim in CLAIMS), "caught by"]))
-    for condition in _attacks(found, hiding):
-        models = condition.models
+    for condition in attacks:
+        models, name = condition.models, condition.label
+        if labels[name] > 1:
+            name = f"{name}, {condition.group}"
         if not condition.passed:
             why = models[0].why or "attack failed"
-            lines.append(row([condition.label, *["-"] * len(CLAIMS), why]))
+            lines.append(row([name, *["-"] * len(CLAIMS), why]))
             continue
         shares = [_share(found.get(claim.level), condition, claim) for claim in CLAIMS]
         told = [_told(each) for each in shares]
-        lines.append(row([condition.label, *told, _verdict(shares)]))
+        lines.append(row([name, *told, _verdict(shares)]))
     return "\n".join(lines) + "\n"
 
 
@@ -166,8 +182,11 @@ def _verdict(shares: Sequence[Estimate | None]) -> str:
 
 def main(results: Path, out: Path) -> None:
     """Write the page."""
-    adaptive = results / "adaptive"
-    made = page(read_run(results / "matrix"), read_run(adaptive) if adaptive.is_dir() else None)
+    runs = [
+        read_run(results / name) if (results / name / "suite.json").is_file() else None
+        for name in ("adaptive", "internvl")
+    ]
+    made = page(read_run(results / "matrix"), *runs)
     out.write_text(made, encoding="utf-8")
 
 
