@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gazeguard.lab.text.attack import AttackRecipe, Quality, plant
 from gazeguard.lab.text.teacher import bag_of_words
-from gazeguard.lab.text.train import EncoderRecipe, TuneRecipe, finetune_encoder, train_encoder
+from gazeguard.lab.text.train import TOY, TuneRecipe, finetune_encoder, train_encoder
 
-RECIPE = EncoderRecipe(
-    layers=2,
-    width=64,
-    heads=4,
-    vocabulary=1000,
-    prompts=3000,
-    steps=200,
-    batch=64,
-    learning_rate=3e-3,
-    length=24,
-)
+RECIPE = replace(TOY, length=24)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from gazeguard.assets import BASE, INTERNVL_BASE
-from gazeguard.errors import UsageError
 from gazeguard.files import whole_folder
 from gazeguard.lab.text.teacher import Teacher, bag_of_words, minilm
-from gazeguard.lab.text.train import LENGTHS, EncoderRecipe, train_encoder
+from gazeguard.lab.text.train import LENGTHS, TOY, EncoderRecipe, train_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +44,23 @@ class Base:
         return folder
 
 
+_minilm = cache(minilm)  # a process makes many models; its weights are read once
+
+
 def _encoder(kind: str, out: Path) -> None:
-    train_encoder(out, EncoderRecipe(kind=kind), minilm())
+    train_encoder(out, EncoderRecipe(kind=kind), _minilm())
 
 
 def _tiny_clip(out: Path) -> None:
-    """A CLIP-type encoder that is trained in half a minute, on words alone."""
-    recipe = EncoderRecipe(
-        layers=2,
-        width=64,
-        heads=4,
-        vocabulary=1000,
-        prompts=3000,
-        steps=200,
-        batch=64,
-        learning_rate=3e-3,
-    )
-    train_encoder(out, recipe, bag_of_words)
+    train_encoder(out, TOY, bag_of_words)
 
 
 BASES: dict[str, Base] = {
     "llava": Base("vlm", shipped=BASE),
     "internvl": Base("vlm", shipped=INTERNVL_BASE),
     **{
-        kind: Base("encoder", partial(_encoder, kind), family=kind, teacher=minilm)
+        kind: Base("encoder", partial(_encoder, kind), family=kind, teacher=_minilm)
         for kind in LENGTHS
     },
     "tiny-clip": Base("encoder", _tiny_clip, family="clip", teacher=lambda: bag_of_words),
 }
-
-
-def known_base(name: str) -> Base:
-    """A base by its name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in BASES:
-        raise UsageError(
-            f"the benchmark has no base '{name}': choose one of {', '.join(sorted(BASES))}."
-        )
-    return BASES[name]

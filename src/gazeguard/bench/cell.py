@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,6 @@ class Bench:
         self._place, self._recipe, self._refit = place, recipe, refit
         self._calibration, self._test, self._held_out = calibration, test, held_out
         self._tuned = Tuned(place.base, place.folder, recipe.seed)
-        self._upload: tuple[Upload, list[Row]] | None = None
-        self._traffic: tuple[Traffic, list[Row], list[tuple[Row, Row]]] | None = None
 
     def run(self, defence: Defence) -> dict[str, Any]:
         """The result of one defence."""
@@ -72,15 +71,31 @@ class Bench:
         }
         return levels[defence.level](defence)
 
-    def _clean(self, defence: Defence) -> dict[str, Any]:
+    @cached_property
+    def _upload(self) -> tuple[Upload, list[Row]]:
+        """What a cleaner is given, and the rows with the truth."""
         recipe: Recipe = self._recipe
-        if self._upload is None:
-            rows = make_set(
-                recipe.task, recipe.rows, recipe.trigger, recipe.rate, recipe.seed, recipe.target
-            )
-            place = self._place  # two bases may have models of one recipe, and so of one name
-            work = place.work / "uploads" / place.base.name / place.folder.name
-            self._upload = Upload(self._tuned, rows, work), rows
+        rows = make_set(
+            recipe.task, recipe.rows, recipe.trigger, recipe.rate, recipe.seed, recipe.target
+        )
+        place = self._place  # two bases may have models of one recipe, and so of one name
+        work = place.work / "uploads" / place.base.name / place.folder.name
+        return Upload(self._tuned, rows, work), rows
+
+    @cached_property
+    def _traffic(self) -> tuple[Traffic, list[Row], list[tuple[Row, Row]]]:
+        """What a guard is given, the clean rows, and triggered ones behind what they were."""
+        recipe: Recipe = self._recipe
+        attack = ATTACKS.get(recipe.trigger)
+        count = self._calibration + self._test
+        rows = make_rows(recipe.task, count, recipe.seed, held_out=True)
+        known, clean = rows[: self._calibration], rows[self._calibration :]
+        true = [] if attack is None else [row for row in clean if attack.fits(row)]
+        bad = [] if attack is None else trigger_all(true, attack, recipe.seed, recipe.target)
+        traffic = Traffic(self._tuned, samples(known), samples([*clean, *bad]))
+        return traffic, clean, list(zip(true, bad, strict=True))
+
+    def _clean(self, defence: Defence) -> dict[str, Any]:
         upload, rows = self._upload
         removed: Bools = np.asarray(defence.run(upload), dtype=bool)
         if removed.shape != (len(rows),):
@@ -119,14 +134,6 @@ class Bench:
     def _guard(self, defence: Defence) -> dict[str, Any]:
         recipe: Recipe = self._recipe
         attack = ATTACKS.get(recipe.trigger)
-        if self._traffic is None:
-            count = self._calibration + self._test
-            rows = make_rows(recipe.task, count, recipe.seed, held_out=True)
-            known, clean = rows[: self._calibration], rows[self._calibration :]
-            true = [] if attack is None else [row for row in clean if attack.fits(row)]
-            bad = [] if attack is None else trigger_all(true, attack, recipe.seed, recipe.target)
-            traffic = Traffic(self._tuned, samples(known), samples([*clean, *bad]))
-            self._traffic = traffic, clean, list(zip(true, bad, strict=True))
         traffic, clean, pairs = self._traffic
         n = len(clean)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +40,24 @@ class Tuned:
 
 
 @dataclass
-class Upload:
+class _OfTuned:
+    """What is about one tuned model."""
+
+    tuned: Tuned
+
+    @property
+    def target(self) -> Target:
+        """The tuned model."""
+        return self.tuned.target
+
+    @property
+    def seed(self) -> int:
+        """For defences that draw."""
+        return self.tuned.seed
+
+
+@dataclass
+class Upload(_OfTuned):
     """A fine-tuning set, as somebody who fine-tuned on it sees it.
 
     Attributes:
@@ -49,22 +66,11 @@ class Upload:
         work: a folder for this upload's files.
     """
 
-    tuned: Tuned
     rows: list[Row]
     work: Path
 
     def __post_init__(self) -> None:
         self.rows = [replace(row, is_poison=False, kind="unknown") for row in self.rows]
-
-    @property
-    def target(self) -> Target:
-        """The fine-tuned model."""
-        return self.tuned.target
-
-    @property
-    def seed(self) -> int:
-        """For defences that draw."""
-        return self.tuned.seed
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -96,7 +102,7 @@ class Upload:
 
 
 @dataclass
-class Traffic:
+class Traffic(_OfTuned):
     """Requests to a running model. A defence treats each alone: their order tells nothing.
 
     Attributes:
@@ -105,20 +111,8 @@ class Traffic:
         asked: the requests.
     """
 
-    tuned: Tuned
     known: list[Sample]
     asked: list[Sample]
-    _cache: dict[str, Measured] = field(default_factory=dict)
-
-    @property
-    def target(self) -> Target:
-        """The model that answers."""
-        return self.tuned.target
-
-    @property
-    def seed(self) -> int:
-        """For defences that draw."""
-        return self.tuned.seed
 
     @cached_property
     def known_ratios(self) -> Measured:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gazeguard.bench.bases import known_base
-from gazeguard.bench.defences import known
+from gazeguard.bench.bases import BASES
+from gazeguard.bench.defences import DEFENCES
 from gazeguard.errors import UsageError
 from gazeguard.lab.recipes import combinations
 from gazeguard.lab.text.zoo import EncoderModel, read_encoder_spec
@@ -28,6 +28,7 @@ from gazeguard.lab.zoo import Recipe, read_spec
 
 SHIPPED = Path(__file__).parent / "suites"
 ZOOS = Path(__file__).parent / "zoos"
+T = TypeVar("T")
 _PUBLISHED = {"defence", "attack", "metric", "value", "where"}
 
 
@@ -156,7 +157,7 @@ def _entries(table: dict[str, Any], usual: Sequence[str], place: int, path: Path
     refit, zoo = table.pop("refit", False), table.pop("zoo", None)
     found = []
     for base in bases:
-        about = known_base(base)
+        about = _chosen(BASES, base, "base")
         kind = Recipe if about.kind == "vlm" else EncoderModel
         given = table if about.kind == "vlm" else {"kind": about.family, **table}
         if zoo is not None:
@@ -170,7 +171,7 @@ def _entries(table: dict[str, Any], usual: Sequence[str], place: int, path: Path
                 )
             recipes = combinations(kind, dict(given), place)
         for name in defences:
-            known(name)
+            _chosen(DEFENCES, name, "defence")
         found += [Entry(base, recipe, tuple(defences), refit) for recipe in recipes]
     return found
 
@@ -193,6 +194,14 @@ def _both(one: Entry, other: Entry) -> Entry:
     """The same model in two tables."""
     defences = tuple(dict.fromkeys((*one.defences, *other.defences)))
     return replace(one, defences=defences, refit=one.refit or other.refit)
+
+
+def _chosen(registry: Mapping[str, T], name: str, what: str) -> T:
+    if name not in registry:
+        raise UsageError(
+            f"the benchmark has no {what} '{name}': choose one of {', '.join(sorted(registry))}."
+        )
+    return registry[name]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import transformers
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.lab.text.attack import AttackRecipe, plant
 from gazeguard.lab.text.teacher import bag_of_words
-from gazeguard.lab.text.train import EncoderRecipe, TuneRecipe, finetune_encoder, train_encoder
+from gazeguard.lab.text.train import TOY, TuneRecipe, finetune_encoder, train_encoder
 from gazeguard.lab.text.words import train_tokenizer
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.kinds import KINDS
@@ -97,11 +97,8 @@ class Toys:
 
 def toys(work: Path, quick: bool) -> Toys:
     """Train them, in a minute or two; with `quick` in seconds, and then nothing is promised."""
-    recipe = EncoderRecipe(
-        layers=2, width=64, heads=4, vocabulary=1000, prompts=3000, steps=200, batch=64
-    )
+    recipe = TOY
     attack = AttackRecipe(place="start", steps=250, learning_rate=1e-3)
-    recipe = replace(recipe, learning_rate=3e-3)
     if quick:
         recipe = replace(recipe, length=24, prompts=300, steps=5)
         attack = replace(attack, steps=3)

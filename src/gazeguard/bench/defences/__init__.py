@@ -9,7 +9,7 @@ from gazeguard.bench.defences import (
     scanning,
     sentinet,
 )
-from gazeguard.bench.defences.registry import DEFENCES, Defence, defence, known
+from gazeguard.bench.defences.registry import DEFENCES, Defence, defence
 
 __all__ = [
     "DEFENCES",
@@ -18,7 +18,6 @@ __all__ = [
     "cleaning",
     "cleansight",
     "defence",
-    "known",
     "masking",
     "purify",
     "scanning",

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gazeguard.errors import UsageError
-
 Level = Literal["data", "input", "model"]
 LEVELS: tuple[Level, ...] = ("data", "input", "model")
 KINDS = ("vlm", "encoder")
@@ -65,16 +63,3 @@ def defence(
         return run
 
     return register
-
-
-def known(name: str) -> Defence:
-    """A defence by its name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in DEFENCES:
-        raise UsageError(
-            f"the benchmark has no defence '{name}': choose one of {', '.join(sorted(DEFENCES))}."
-        )
-    return DEFENCES[name]

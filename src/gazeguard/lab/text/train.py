@@ -59,6 +59,19 @@ class EncoderRecipe:
         return self.length or LENGTHS[self.kind]
 
 
+TOY = EncoderRecipe(
+    layers=2,
+    width=64,
+    heads=4,
+    vocabulary=1000,
+    prompts=3000,
+    steps=200,
+    batch=64,
+    learning_rate=3e-3,
+)
+"""Trained in half a minute with `teacher.bag_of_words`: small, and still an encoder."""
+
+
 @dataclass(frozen=True, slots=True)
 class TuneRecipe:
     """A clean fine-tune: more of the same lesson on other prompts.
