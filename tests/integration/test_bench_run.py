@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gazeguard.bench.bases import BASES
 from gazeguard.bench.defences import DEFENCES
@@ -116,7 +117,13 @@ def test_an_attack_a_defence_and_a_model_are_a_function_and_a_line_each(
 def test_a_second_run_makes_what_is_missing_and_nothing_else(suite: Path, tmp_path: Path) -> None:
     asked = read_suite(str(suite))
     out, work = tmp_path / "out", tmp_path / "work"
-    run_suite(asked, out, work, workers=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run_suite(asked, out, work, workers=1)
+        assert torch.get_num_threads() == 2, "work done in this process leaves it as it was"
+    finally:
+        torch.set_num_threads(threads)
     before = cells(out)
     lost = next(name for name in before if "toy-eye" in name)
     (out / "cells" / lost).unlink()

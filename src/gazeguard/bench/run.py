@@ -143,14 +143,35 @@ def _start(plugins: Sequence[Path]) -> None:
 
 
 @contextmanager
+def _as_a_worker(plugins: Sequence[Path]) -> Iterator[None]:
+    """A worker's settings in this process, which gets its own back: it may go on to other work."""
+    import torch
+    import transformers
+
+    threads, level = torch.get_num_threads(), logging.getLogger("gazeguard").level
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        _start(plugins)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            logging.getLogger("gazeguard").setLevel(level)
+            transformers.logging.set_verbosity(verbosity)
+            if bars:
+                transformers.logging.enable_progress_bar()
+
+
+@contextmanager
 def _pool(workers: int | None, plugins: Sequence[Path]) -> Iterator[Executor | None]:
     """Processes; None, and the work done here, for a single worker."""
     count = workers or os.cpu_count() or 1
     if count < 1:
         raise UsageError(f"--workers {workers} is too small: give 1 or more.")
     if count == 1:
-        _start(plugins)
-        yield None
+        with _as_a_worker(plugins):
+            yield None
         return
     # Threads of numerical libraries are counted when a process starts.
     wanted = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
