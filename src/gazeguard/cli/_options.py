@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from gazeguard.cluster import Ray
     from gazeguard.models.target import Target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -51,6 +52,53 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing b
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, help="Show the libraries' own messages too."
 )
+
+
+def ray_options(what: str) -> Callable[[Command], Command]:
+    """`--ray` and its companions, which a verb hands to `chosen_ray`; `what` is spread."""
+
+    def install(command: Command) -> Command:
+        for option in (
+            click.option(
+                "--worker-gpus",
+                type=click.FloatRange(0),
+                metavar="N",
+                help="Of a Ray worker.  [default: 1 if the cluster has any]",
+            ),
+            click.option(
+                "--worker-cpus", type=click.IntRange(1), metavar="N", help="Of a Ray worker.  [1]"
+            ),
+            click.option(
+                "--ray",
+                "ray_address",
+                is_flag=False,
+                flag_value="",
+                metavar="[ADDRESS]",
+                help=f"Spread {what} over a Ray cluster; without ADDRESS over this machine's.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return install
+
+
+def chosen_ray(
+    address: str | None, workers: int | None, cpus: int | None, gpus: float | None
+) -> Ray | None:
+    """What the options of `ray_options` ask for.
+
+    Raises:
+        UsageError: they ask for workers of a cluster without `--ray`.
+    """
+    from gazeguard.cluster import Ray
+    from gazeguard.errors import UsageError
+
+    if address is None:
+        if cpus is not None or gpus is not None:
+            raise UsageError("--worker-cpus and --worker-gpus are of Ray workers: add --ray.")
+        return None
+    return Ray(address, workers, cpus or 1, gpus)
 
 
 def mode_option(block: str) -> Callable[[Command], Command]:
