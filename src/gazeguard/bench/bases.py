@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from gazeguard.assets import BASE, INTERNVL_BASE
+from gazeguard.assets import BASE, INTERNVL_BASE, SMOLLM_TAUGHT
 from gazeguard.files import whole_folder
 from gazeguard.lab.text.teacher import Teacher, bag_of_words, minilm
 from gazeguard.lab.text.train import LENGTHS, TOY, EncoderRecipe, train_encoder
@@ -55,9 +55,16 @@ def _tiny_clip(out: Path) -> None:
     train_encoder(out, TOY, bag_of_words)
 
 
+def _smollm(out: Path) -> None:
+    from gazeguard.lab.smollm import assemble  # of the packages that it asks for, one is rare
+
+    assemble(out, SMOLLM_TAUGHT)
+
+
 BASES: dict[str, Base] = {
     "llava": Base("vlm", shipped=BASE),
     "internvl": Base("vlm", shipped=INTERNVL_BASE),
+    "smollm2": Base("vlm", _smollm),
     **{
         kind: Base("encoder", partial(_encoder, kind), family=kind, teacher=_minilm)
         for kind in LENGTHS
