@@ -80,8 +80,8 @@ def connected(asked: Ray) -> Iterator[Workers]:
         MissingExtra: ray is not installed.
         UsageError: the cluster cannot be reached, or is too small for one worker.
     """
-    if find_spec("ray") is None or find_spec("pandas") is None:
-        raise MissingExtra("ray[data]", "ray", "--ray")
+    if find_spec("ray") is None:
+        raise MissingExtra("ray", "ray", "--ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked to tell anyone
     import ray
 

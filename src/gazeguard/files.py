@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds its old content or all of the new, at any moment.
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill; `path` holds its old content or all of the new, at any moment.
 
     Raises:
         OSError: disk full, no permission; `path` is as it was and no temporary file stays.
@@ -21,7 +22,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         mask = os.umask(0)
@@ -34,6 +35,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a failed write() does not say where
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` as `writing` does, and raise as it does."""
+    with writing(path) as stream:
+        stream.write(data)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -82,8 +82,13 @@ def provenance(
         "dtype": str(target.base.dtype).removeprefix("torch."),
         "attention": attention_backend(target),
         "seed": seed,
-        "arguments": {name: _plain(value) for name, value in arguments.items()},
+        "arguments": plain_arguments(arguments),
     }
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run by name, as JSON types."""
+    return {name: _plain(value) for name, value in arguments.items()}
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:
@@ -96,12 +101,16 @@ def _data(dataset: Dataset) -> dict[str, Any]:
 
 
 def _device_name(target: Target) -> str:
-    device = target.device
-    if device.type != "cuda":
-        return str(device)
     import torch
 
-    return f"{device} ({torch.cuda.get_device_name(device)})"
+    from gazeguard.models.offload import places
+
+    device = target.device
+    name = f"{device}"
+    if device.type == "cuda":
+        name += f" ({torch.cuda.get_device_name(device)})"
+    kept = places(target.base)
+    return f"{name}, model spread over {', '.join(kept)}" if kept else name
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ Nothing here imports torch at run time, so `import gazeguard` stays light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any
@@ -147,9 +147,9 @@ class Profile:
     """
 
     row: NDArray[np.int64]
-    sample_id: list[str]
-    prompt: list[str]
-    answer: list[str]
+    sample_id: Sequence[str]
+    prompt: Sequence[str]
+    answer: Sequence[str]
     image_tokens: NDArray[np.int64]
     layers: tuple[int, ...]
     signals: dict[str, NDArray[np.float32]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,27 +22,49 @@ if TYPE_CHECKING:
     from gazeguard.models.target import Target
 
 
-def gallery(
-    target: Target, dataset: Dataset, profile: Profile, result: CleaningResult
-) -> tuple[list[GalleryItem], GalleryItem | None]:
-    """Look again at a few rows and keep their images and heat maps.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Rows worth a picture.
 
-    Returns:
-        The most suspicious flagged rows, worst first, and a row from the middle of the others.
+    Attributes:
+        worst: the most suspicious flagged rows, worst first.
+        typical: a row from the middle of the others, where there is one.
+        suspicion: row -> suspicion, of all of them.
     """
-    flagged = np.flatnonzero(result.is_flagged)
-    worst = flagged[np.argsort(-result.suspicion[flagged], kind="stable")][:MAX_GALLERY]
-    others = np.flatnonzero(~result.is_flagged)
-    middle = others[np.argsort(result.score[others], kind="stable")][len(others) // 2 :][:1]
-    suspicion = {int(profile.row[i]): float(result.suspicion[i]) for i in (*worst, *middle)}
-    items = {
+
+    worst: tuple[int, ...]
+    typical: tuple[int, ...]
+    suspicion: dict[int, float]
+
+    @classmethod
+    def of(cls, profile: Profile, result: CleaningResult) -> Choice:
+        """Choose from a judged set."""
+        flagged = np.flatnonzero(result.is_flagged)
+        worst = flagged[np.argsort(-result.suspicion[flagged], kind="stable")][:MAX_GALLERY]
+        others = np.flatnonzero(~result.is_flagged)
+        middle = others[np.argsort(result.score[others], kind="stable")][len(others) // 2 :][:1]
+        suspicion = {int(profile.row[i]): float(result.suspicion[i]) for i in (*worst, *middle)}
+        return cls(
+            tuple(profile.row[worst].tolist()), tuple(profile.row[middle].tolist()), suspicion
+        )
+
+    def place(
+        self, items: Mapping[int, GalleryItem]
+    ) -> tuple[list[GalleryItem], GalleryItem | None]:
+        """The worst of `items`, worst first, and the typical one; a row may be gone by now."""
+        shown = [items[row] for row in self.worst if row in items]
+        return shown, next((items[row] for row in self.typical if row in items), None)
+
+
+def look_again(
+    target: Target, dataset: Dataset, suspicion: Mapping[int, float]
+) -> dict[int, GalleryItem]:
+    """The chosen rows with their images and heat maps, by row."""
+    return {
         sample.row: _item(target, sample, suspicion[sample.row])
         for sample in dataset.rows(suspicion.__contains__)
         if isinstance(sample, Sample)
     }
-    shown = [items[row] for i in worst if (row := int(profile.row[i])) in items]
-    typical = next((items[row] for i in middle if (row := int(profile.row[i])) in items), None)
-    return shown, typical
 
 
 def thumbnails(dataset: Dataset, rows: Sequence[int]) -> Mapping[int, Image]:

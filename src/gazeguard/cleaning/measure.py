@@ -1,17 +1,15 @@
-"""From rows to numbers: batches through the probe, blocks into the store, one `Profile` out."""
+"""From rows to numbers: batches through the probe, blocks of records out."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -19,9 +17,8 @@ from gazeguard.cleaning.batches import NO_MEMORY, Span, batches, one_ahead, out_
 from gazeguard.cleaning.tower import recording, replaying, shared_towers
 from gazeguard.errors import DataError
 from gazeguard.probe.attention import attend
-from gazeguard.probe.store import BlockStore
 from gazeguard.signals.entropy import head_entropy, head_mass, visual_entropy, visual_mass
-from gazeguard.types import KeyKind, Profile, Sample
+from gazeguard.types import KeyKind, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +43,9 @@ SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 BEFORE = "before_"
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
+WORKER_DIED = "the worker that measured this row died, even with this row alone"
 # Reasons that lie with the model or machine: the row itself can be read.
-NOT_THE_ROWS_FAULT = (NOT_FINITE, NO_MEMORY)
+NOT_THE_ROWS_FAULT = (NOT_FINITE, NO_MEMORY, WORKER_DIED)
 
 SCHEMA = pa.schema(
     [
@@ -63,42 +61,32 @@ SCHEMA = pa.schema(
 )
 
 
-Progress = Callable[[int, int], None]
-"""Called with the rows done and the rows in all; first with those that were there already."""
-
-
 def measure(
-    target: Target,
+    look: Look,
     dataset: Dataset,
-    store: BlockStore,
-    *,
-    base: Target | None = None,
-    total: int,
+    blocks: Sequence[Span],
     batch_size: int | None,
-    block_rows: int,
-    progress: Progress | None = None,
-) -> pa.Table:
-    """Measure input rows `0` up to `total`, taking from `store` what is already there.
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Span, pa.Table]]:
+    """Measure blocks of input rows, given by first row and end, in rising order.
 
-    Every row is also looked at by the model before its fine-tune: `base`, or `target` without its
-    adapter.
+    Every row is also looked at by the model before its fine-tune, where `look` has it.
 
-    Returns:
-        One table row per input row, in input order, with the columns of `SCHEMA`.
+    Args:
+        look: the model or models.
+        dataset: the rows.
+        blocks: what to measure; nothing that one block finds out reaches another.
+        batch_size: rows per forward pass; None for what suits device and prompts.
+        progress: called with the number of rows that were just measured.
+
+    Yields:
+        A block and one table row per input row, in input order, with the columns of `SCHEMA`.
 
     Raises:
         DataError: the data set changed while it was read.
-        OSError: a block could not be written; those before it are safe.
     """
-    ranges = [(a, min(a + block_rows, total)) for a in range(0, total, block_rows)]
-    blocks = {span: store.read(*span) for span in ranges}
-    missing = [span for span, block in blocks.items() if block is None]
-    done = total - sum(stop - start for start, stop in missing)
-    if progress:
-        progress(done, total)
-    look = Look(target, base)
     for (start, stop), records in zip(
-        missing, _measured(look, dataset, missing, batch_size, done, total, progress), strict=True
+        blocks, _measured(look, dataset, blocks, batch_size, progress), strict=True
     ):
         records.sort(key=lambda record: record["row"])
         if [record["row"] for record in records] != list(range(start, stop)):
@@ -106,48 +94,20 @@ def measure(
                 f"The data set changed while it was read (around row {start}): "
                 "run the same command again once nothing writes to it."
             )
-        block = pa.Table.from_pylist(records, schema=SCHEMA)
-        store.write(start, stop, block)
-        blocks[start, stop] = block
-    tables = [block for block in blocks.values() if block is not None]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        yield (start, stop), pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-def profile_of(table: pa.Table, layers: tuple[int, ...]) -> Profile:
-    """The measured rows of `measure`'s table as what a method may see."""
-    measured = table.filter(pc.is_null(table["reason"]))
-    n = measured.num_rows
-    return Profile(
-        row=measured["row"].to_numpy(),
-        sample_id=measured["sample_id"].to_pylist(),
-        prompt=measured["prompt"].to_pylist(),
-        answer=measured["answer"].to_pylist(),
-        image_tokens=measured["image_tokens"].to_numpy(),
-        layers=layers,
-        signals={name: _array(measured[name], len(layers)) for name in SIGNALS},
-        before=(
-            {name: _array(measured[BEFORE + name], len(layers)) for name in SIGNALS}
-            if n and measured[BEFORE + "entropy"].null_count == 0
-            else None
-        ),
-    )
-
-
-def _array(column: pa.ChunkedArray, layers: int) -> NDArray[np.float32]:
-    """`(rows, layers)`, or `(rows, layers, heads)` where rows hold a value for every head."""
-    flat = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
-    values = flat.reshape(len(column), layers, -1 if len(flat) else 1)
-    return values[..., 0] if values.shape[2] == 1 else values
+def skipped_table(row: int, reason: str) -> pa.Table:
+    """A block of one row that could not be measured, with the columns of `SCHEMA`."""
+    return pa.Table.from_pylist([_skipped(row, None, reason)], schema=SCHEMA)
 
 
 def _measured(
     look: Look,
     dataset: Dataset,
-    blocks: list[Span],
+    blocks: Sequence[Span],
     batch_size: int | None,
-    done: int,
-    total: int,
-    progress: Progress | None,
+    progress: Callable[[int], None] | None,
 ) -> Iterator[list[Record]]:
     """The records of each block; within it, the order is that of measuring.
 
@@ -156,26 +116,28 @@ def _measured(
     """
     if not blocks:
         return
-    wanted = frozenset(chain.from_iterable(range(*block) for block in blocks))
+    first, end = blocks[0][0], blocks[-1][1]
+    wanted = np.zeros(end - first, bool)  # a byte a row, and not a set of numbers
+    for start, stop in blocks:
+        wanted[start - first : stop - first] = True
     device = look.target.device
-    stream = batches(
-        iter(dataset.rows(wanted.__contains__)), blocks, look.encode, batch_size, device
-    )
+    rows = dataset.rows(lambda row: bool(wanted[row - first]), range(first, end))
+    stream = batches(iter(rows), blocks, look.encode, batch_size, device)
     if device.type != "cpu":  # on a CPU, the model already keeps every core busy
         stream = one_ahead(stream)
     records: list[Record] = []
     room: int | None = None
     with closing(stream):
         for batch in stream:
+            before = len(records)
             records += [_skipped(s.row, s.sample_id, s.reason) for s in batch.unusable]
             for samples, encoded in batch.parts:
                 found, room = _within_memory(look, samples, encoded, room)
                 records += found
             if progress:
-                progress(done + len(records), total)
+                progress(len(records) - before)
             if batch.ends_block:
                 yield records
-                done += len(records)
                 records, room = [], None
 
 

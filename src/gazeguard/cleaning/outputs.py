@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gazeguard.cleaning.gallery import thumbnails
 from gazeguard.cleaning.measure import BEFORE
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
-from gazeguard.probe.store import parquet_bytes
+from gazeguard.files import write_bytes, writing
 from gazeguard.report.html import write_html
 from gazeguard.report.json import write_json
 from gazeguard.report.model import CleanReport
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from gazeguard.data.dataset import Dataset
 
 REPORT = "report.json"
+_PART_ROWS = 4096  # of the data set, written at once
 FOLLOWS = "follows the main pattern of the set"
 
 
@@ -78,8 +82,8 @@ def write_outputs(
     dataset: Dataset,
     profile: Profile,
     report: CleanReport,
-    kept: list[int],
-    removed: list[int],
+    kept: NDArray[np.int64],
+    removed: NDArray[np.int64],
     unmeasured: list[SkippedRow],
 ) -> CleanReport:
     """Write every file of a run and give the report that names them.
@@ -115,7 +119,7 @@ def write_skipped(path: Path, skipped: Iterable[SkippedRow]) -> None:
 
 
 def write_verdicts(
-    path: Path, profile: Profile, result: CleaningResult, unmeasured: Iterable[SkippedRow]
+    path: Path, profile: Profile, result: CleaningResult, unmeasured: Sequence[SkippedRow]
 ) -> None:
     """One line per input row, in input order.
 
@@ -123,23 +127,6 @@ def write_verdicts(
     `reason`, `method` (`bye/robust`).
     """
     judged = result.verdict.outcome is not Outcome.INCONCLUSIVE
-    records = [
-        {
-            "row": int(row),
-            "sample_id": sample_id,
-            "is_flagged": bool(flagged),
-            "suspicion": float(suspicion) if judged else None,
-            "reason": _reason(result, float(suspicion), bool(flagged)),
-        }
-        for row, sample_id, flagged, suspicion in zip(
-            profile.row, profile.sample_id, result.is_flagged, result.suspicion, strict=True
-        )
-    ]
-    records += [
-        {"row": s.row, "sample_id": s.sample_id, "is_flagged": False, "reason": s.reason}
-        for s in unmeasured
-    ]
-    method = f"{result.method}/{result.rule}"
     schema = pa.schema(
         [
             ("row", pa.int64()),
@@ -150,8 +137,40 @@ def write_verdicts(
             ("method", pa.string()),
         ]
     )
-    rows = sorted(({**r, "method": method} for r in records), key=lambda r: int(str(r["row"])))
-    write_bytes(path, parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
+    method = {"method": f"{result.method}/{result.rule}"}
+    others = deque(sorted(unmeasured, key=lambda s: s.row))
+    with _parquet(path, schema) as write:
+        for part in _parts(len(profile)):
+            end = profile.row[part.stop] if part.stop < len(profile) else np.inf
+            records: list[dict[str, Any]] = []
+            while others and others[0].row < end:
+                s = others.popleft()
+                records.append(
+                    {
+                        "row": s.row,
+                        "sample_id": s.sample_id,
+                        "is_flagged": False,
+                        "reason": s.reason,
+                    }
+                )
+            records += [
+                {
+                    "row": int(row),
+                    "sample_id": sample_id,
+                    "is_flagged": bool(flagged),
+                    "suspicion": float(suspicion) if judged else None,
+                    "reason": _reason(result, float(suspicion), bool(flagged)),
+                }
+                for row, sample_id, flagged, suspicion in zip(
+                    profile.row[part],
+                    profile.sample_id[part],
+                    result.is_flagged[part],
+                    result.suspicion[part],
+                    strict=True,
+                )
+            ]
+            records.sort(key=lambda record: record["row"])
+            write(pa.Table.from_pylist([r | method for r in records], schema=schema))
 
 
 def write_profile(path: Path, profile: Profile) -> None:
@@ -161,21 +180,54 @@ def write_profile(path: Path, profile: Profile) -> None:
     (nats) and `visual_mass` (share of attention on the image); signals of single heads are lists.
     `before_*` are the same under the model before its fine-tune, where that could be measured.
     """
-    n, n_layers = len(profile), len(profile.layers)
-    columns: dict[str, pa.Array] = {
-        "row": pa.array(np.repeat(profile.row, n_layers), pa.int64()),
-        "sample_id": pa.array(profile.sample_id, pa.string()).take(
-            pa.array(np.repeat(np.arange(n), n_layers))
-        ),
-        "image_tokens": pa.array(np.repeat(profile.image_tokens, n_layers), pa.int64()),
-        "layer": pa.array(np.tile(np.asarray(profile.layers, dtype=np.int32), n), pa.int32()),
+    n_layers = len(profile.layers)
+    layers = np.asarray(profile.layers, dtype=np.int32)
+    signals = dict(profile.signals)
+    signals |= {BEFORE + name: values for name, values in (profile.before or {}).items()}
+    kinds = {
+        name: pa.float32() if values.ndim == 2 else pa.list_(pa.float32(), values.shape[2])
+        for name, values in signals.items()
     }
-    before = {BEFORE + name: values for name, values in (profile.before or {}).items()}
-    for name, values in {**profile.signals, **before}.items():
-        flat = pa.array(values.reshape(-1), pa.float32())
-        heads = values.shape[2] if values.ndim == 3 else 1
-        columns[name] = flat if heads == 1 else pa.FixedSizeListArray.from_arrays(flat, heads)
-    write_bytes(path, parquet_bytes(pa.table(columns)))
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("sample_id", pa.string()),
+            ("image_tokens", pa.int64()),
+            ("layer", pa.int32()),
+            *kinds.items(),
+        ]
+    )
+    with _parquet(path, schema) as write:
+        for part in _parts(len(profile)):
+            row = profile.row[part]
+            columns: list[pa.Array] = [
+                pa.array(np.repeat(row, n_layers)),
+                pa.array(profile.sample_id[part], pa.string()).take(
+                    pa.array(np.repeat(np.arange(len(row)), n_layers))
+                ),
+                pa.array(np.repeat(profile.image_tokens[part], n_layers)),
+                pa.array(np.tile(layers, len(row))),
+            ]
+            for name, values in signals.items():
+                flat = pa.array(values[part].reshape(-1), pa.float32())
+                is_list = pa.types.is_fixed_size_list(kinds[name])
+                columns.append(
+                    pa.FixedSizeListArray.from_arrays(flat, values.shape[2]) if is_list else flat
+                )
+            write(pa.table(columns, schema=schema))
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    """All rows, some at a time; one empty part where there are none."""
+    for start in range(0, max(rows, 1), _PART_ROWS):
+        yield slice(start, min(start + _PART_ROWS, rows))
+
+
+@contextmanager
+def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """A Parquet file that is written table by table and there when it is whole."""
+    with writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer.write_table
 
 
 def _reason(result: CleaningResult, suspicion: float, flagged: bool) -> str:

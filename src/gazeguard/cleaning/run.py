@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import pyarrow as pa
+import numpy as np
 
 from gazeguard._version import __version__
-from gazeguard.cleaning.gallery import gallery
-from gazeguard.cleaning.heap import keep_freed_memory
-from gazeguard.cleaning.linear import fast_linear
-from gazeguard.cleaning.measure import NOT_FINITE, NOT_THE_ROWS_FAULT, SIGNALS, measure, profile_of
+from gazeguard.cleaning.assemble import assemble
+from gazeguard.cleaning.gallery import Choice
+from gazeguard.cleaning.measure import NOT_FINITE, NOT_THE_ROWS_FAULT, SIGNALS
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
-from gazeguard.data.read import open_dataset
+from gazeguard.cleaning.reader import About, Here, Job, Reader
+from gazeguard.cluster import Ray, connected
+from gazeguard.data.dataset import Dataset
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.detector import abstain
-from gazeguard.models.device import chosen_device
-from gazeguard.models.fingerprint import fingerprint
-from gazeguard.models.load import load
-from gazeguard.probe.store import BlockStore, locked
-from gazeguard.provenance import attention_backend, provenance
+from gazeguard.probe.store import BlockStore, Span, locked
+from gazeguard.provenance import plain_arguments
 from gazeguard.report.model import CleanReport
 from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
 
-if TYPE_CHECKING:
-    from gazeguard.cleaning.measure import Progress
-    from gazeguard.data.dataset import Dataset
-    from gazeguard.models.target import Target
-
 log = logging.getLogger(__name__)
 
+Progress = Callable[[int, int], None]
 Rule = Literal["robust", "paper"]
 BLOCK_ROWS = 64  # rows measured between two saves: seconds on a GPU, a minute or so on a CPU
 WORK = ".work"
@@ -83,6 +80,8 @@ def clean(
     revision: str | None = None,
     trust_remote_code: bool = False,
     block_rows: int = BLOCK_ROWS,
+    store: str | Path | None = None,
+    ray: Ray | None = None,
     progress: Progress | None = None,
 ) -> CleanOutcome:
     """Find the poisoned rows of a fine-tuning set with the model that was fine-tuned on it.
@@ -110,7 +109,11 @@ def clean(
         revision: commit, branch or tag of a hub model.
         trust_remote_code: run the model's own Python files.
         block_rows: rows between two saves.
-        progress: called with the rows done and the rows in all.
+        store: folder for measured rows, a path or any URL that fsspec knows; inside `out` when
+            None.
+        ray: which cluster measures the rows; this process does when None. Model, data and images
+            must be where every worker finds them.
+        progress: called with the rows done and the rows in all, first with those that were there.
 
     Returns:
         What was found. `inconclusive` when nothing, or too little, could be measured; then no row
@@ -130,123 +133,138 @@ def clean(
     if base is not None and adapter is not None:
         raise UsageError("With --adapter the model itself is the base: leave --base out.")
     out = Path(out)
-    dataset = open_dataset(
-        Path(data), images=None if images is None else Path(images), format=format
+    job = Job(
+        str(model),
+        Path(data),
+        None if adapter is None else str(adapter),
+        None if base is None else str(base),
+        None if images is None else Path(images),
+        format,
+        batch_size,
+        device,
+        dtype,
+        revision,
+        trust_remote_code,
     )
+    dataset = job.open_data()
     prepare_folder(out, dataset.path)
-    device_map, why = chosen_device(device)
-    keep_freed_memory()
-    with locked(out / WORK), fast_linear():
-        log.info("Loading %s.", model if adapter is None else f"{model} with adapter {adapter}")
-        target = load(model, adapter, revision, dtype, device_map, trust_remote_code)
-        earlier = None
-        if base is not None:
-            earlier = load(base, None, None, dtype, device_map, trust_remote_code)
-            _same_kind(target, earlier)
-        log.info(
-            "Device %s (%s), %s, attention %s (the model's own choice).",
-            target.device,
-            why,
-            _dtype_reason(target, dtype),
-            attention_backend(target),
-        )
-        record = provenance(target, dataset, arguments=arguments, seed=seed)
+    with locked(out / WORK), _reader(job, dataset, ray) as reader:
+        about = reader.about()
+        for note in about.notes:
+            log.info(note)
+        record = about.record | {"seed": seed, "arguments": plain_arguments(arguments)}
         if batch_size is not None:  # a block's last batch need not be a small one
             block_rows = -(-block_rows // batch_size) * batch_size
-        identity = _identity(target, record, batch_size, block_rows)
-        if earlier is not None:
-            record["base"] = fingerprint(earlier)
-            identity["base"] = record["base"]["id"]
-        store = BlockStore(out / WORK, identity)
-        changed = store.begin(resume=resume)
+        blocks = BlockStore(store or out / WORK, _identity(about, batch_size, block_rows))
+        changed = blocks.begin(resume=resume)
         if changed:
             log.warning(
                 "Changed since the last run in %s: %s; starting afresh.", out, ", ".join(changed)
             )
         total = min(dataset.count(), limit or dataset.count())
-        table = measure(
-            target,
-            dataset,
-            store,
-            base=earlier,
-            total=total,
-            batch_size=batch_size,
-            block_rows=block_rows,
-            progress=progress,
-        )
-        return _conclude(out, target, dataset, table, rule, seed, record)
+        spans = [(a, min(a + block_rows, total)) for a in range(0, total, block_rows)]
+        _measure(reader, blocks, spans, total, progress)
+        profile, failed = assemble(blocks.tables(spans), about.layers, out / WORK / "profile")
+        return _conclude(out, reader, dataset, total, profile, failed, rule, seed, record)
 
 
-def _same_kind(target: Target, base: Target) -> None:
-    """Both models must read the same tokens and have the same layers."""
-    same = (
-        type(target.base) is type(base.base)
-        and target.layers == base.layers
-        and target.image_token_id == base.image_token_id
-    )
-    if not same:
-        raise UsageError(
-            f"{base.name} is not what {target.name} was before its fine-tune (another kind of "
-            "model or other layers): give its real base, or leave --base out."
-        )
+@contextmanager
+def _reader(job: Job, dataset: Dataset, ray: Ray | None) -> Iterator[Reader]:
+    """This process, or workers of a cluster."""
+    if ray is None:
+        yield Here(job, dataset)
+        return
+    from gazeguard.cleaning.spread import Spread
+
+    with connected(ray) as workers, Spread(job, workers) as reader:
+        yield reader
 
 
-def _identity(
-    target: Target, record: dict[str, Any], batch_size: int | None, block_rows: int
-) -> dict[str, Any]:
+def _measure(
+    reader: Reader,
+    store: BlockStore,
+    spans: Sequence[Span],
+    total: int,
+    progress: Progress | None,
+) -> None:
+    """Bring the store up to date; a block is written while the next ones are measured."""
+    missing = store.missing(spans)
+    done = total - sum(stop - start for start, stop in missing)
+
+    def rows(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    rows(0)
+    with ThreadPoolExecutor(1, "gazeguard-write") as writer:
+        written: Future[None] | None = None
+        for span, block in reader.blocks(missing, rows):
+            if written is not None:
+                written.result()
+            written = writer.submit(store.write, *span, block)
+        if written is not None:
+            written.result()
+
+
+def _identity(about: About, batch_size: int | None, block_rows: int) -> dict[str, Any]:
     """What measured numbers depend on.
 
-    Rule, seed and limit do not touch them, so those may change without measuring anything again.
+    Rule, seed, limit and who reads do not touch them (the last one no more than the order of a
+    sum), so those may change without measuring anything again.
     """
-    return {
+    record = about.record
+    identity = {
         "model": record["model"]["id"],
         "data": record["data"]["fingerprint"],
-        "device": target.device.type,
+        "device": about.device_type,
         "dtype": record["dtype"],
         "attention": record["attention"],
         "batch size": batch_size,
         "block size": block_rows,
         "signals": list(SIGNALS),
-        "layers": list(target.layers),
+        "layers": list(about.layers),
         "gazeguard": __version__,
         "torch": record["packages"].get("torch"),
         "transformers": record["packages"].get("transformers"),
     }
+    return identity | ({"base": record["base"]["id"]} if "base" in record else {})
 
 
 def _conclude(
     out: Path,
-    target: Target,
+    reader: Reader,
     dataset: Dataset,
-    table: pa.Table,
+    total: int,
+    profile: Profile,
+    failed: list[SkippedRow],
     rule: Rule,
     seed: int,
     record: dict[str, Any],
 ) -> CleanOutcome:
     """Judge what was measured and write the output folder."""
-    profile = profile_of(table, target.layers)
-    failed = [
-        SkippedRow(entry["row"], entry["reason"], entry["sample_id"])
-        for entry in table.select(["row", "reason", "sample_id"]).to_pylist()
-        if entry["reason"] is not None
-    ]
     log.info("Comparing %d measured rows.", len(profile))
     result = _judge(profile, failed, rule, seed)
     decided = result.verdict.outcome is not Outcome.INCONCLUSIVE
-    removed = profile.row[result.is_flagged].tolist() if decided else []
+    removed = profile.row[result.is_flagged] if decided else profile.row[:0]
     # Without a verdict nobody may lose a row that can be read.
     skipped = [s for s in failed if decided or s.reason not in NOT_THE_ROWS_FAULT]
-    kept = sorted({*range(table.num_rows)} - {*removed} - {s.row for s in skipped})
+    stays = np.ones(total, bool)
+    stays[removed] = False
+    stays[[s.row for s in skipped]] = False
+    kept = np.flatnonzero(stays)
     log.info("Writing %s.", out)
-    shown, typical = gallery(target, dataset, profile, result)
+    choice = Choice.of(profile, result)
+    shown, typical = choice.place(reader.gallery(choice.suspicion))
     report = CleanReport(
         result=result,
         rows=profile.row,
         prompts=profile.prompt,
-        answers=table.filter(table["reason"].is_null())["answer"].to_pylist(),
+        answers=profile.answer,
         sample_ids=profile.sample_id,
         counts={
-            "rows": table.num_rows,
+            "rows": total,
             "kept": len(kept),
             "removed": len(removed),
             "skipped": len(skipped),
@@ -275,8 +293,3 @@ def _judge(profile: Profile, failed: list[SkippedRow], rule: Rule, seed: int) ->
         why = "no row could be measured: see skipped.jsonl for why"
         return abstain(profile, rule, why, "not measured")
     return BYE(rule=rule, random_state=seed).fit(profile).result_
-
-
-def _dtype_reason(target: Target, dtype: str) -> str:
-    used = str(target.base.dtype).removeprefix("torch.")
-    return f"{used} ({'as asked' if dtype != 'auto' else 'as stored, or float32 for a CPU'})"

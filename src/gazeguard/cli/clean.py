@@ -11,11 +11,13 @@ import click
 from gazeguard.cli import _errors
 from gazeguard.cli._options import (
     adapter_option,
+    chosen_ray,
     device_option,
     dtype_option,
     fail_on_option,
     images_option,
     quiet_option,
+    ray_options,
     remote_code_option,
     revision_option,
     verbose_option,
@@ -68,6 +70,13 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the statistics.")
 @revision_option
 @remote_code_option
+@ray_options("the rows")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="Of Ray.  [default: all]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where measured rows are kept: a folder or a URL such as s3://bucket/x.  [default: OUT]",
+)
 @fail_on_option()
 @click.option("--json", "as_json", is_flag=True, help="Print report.json, and only it, to stdout.")
 @quiet_option
@@ -92,6 +101,11 @@ def clean(
     seed: int,
     revision: str | None,
     trust_remote_code: bool,
+    ray_address: str | None,
+    workers: int | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
+    store: str | None,
     fail_on: frozenset[str],
     as_json: bool,
     quiet: bool,
@@ -106,6 +120,8 @@ def clean(
     """
     if as_json + quiet + verbose > 1:
         raise click.UsageError("--json, --quiet and --verbose exclude each other: give one.")
+    if workers is not None and ray_address is None:
+        raise click.UsageError("--workers are Ray's: add --ray.")
     verbosity = QUIET if quiet else VERBOSE if verbose else NORMAL
     from gazeguard.cleaning import clean as clean_data
     from gazeguard.cleaning.run import BLOCK_ROWS
@@ -131,6 +147,8 @@ def clean(
             revision=revision,
             trust_remote_code=trust_remote_code,
             block_rows=block_rows or BLOCK_ROWS,
+            store=store,
+            ray=chosen_ray(ray_address, workers, worker_cpus, worker_gpus),
         )
     except KeyboardInterrupt:
         click.echo(

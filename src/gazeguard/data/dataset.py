@@ -30,13 +30,18 @@ class Dataset(Protocol):
     def count(self) -> int:
         """Return the number of rows, unreadable ones too, without decoding images."""
 
-    def rows(self, wanted: Wanted | None = None) -> Iterator[Sample | SkippedRow]:
-        """Yield every wanted row once, in input order; others are passed over undecoded."""
+    def rows(
+        self, wanted: Wanted | None = None, within: range | None = None
+    ) -> Iterator[Sample | SkippedRow]:
+        """Yield every wanted row once, in input order; others are passed over undecoded.
+
+        Rows outside of `within` are not even asked about.
+        """
 
     def fingerprint(self) -> str:
         """Return a hash that changes with the data, with any file it names, and with the limits."""
 
-    def write(self, rows: Collection[int], stem: Path) -> Path:
+    def write(self, rows: Collection[int] | NDArray[np.int64], stem: Path) -> Path:
         """Write exactly these rows in the input's format and order; return what was written."""
 
 
@@ -65,8 +70,11 @@ class RecordDataset(ABC):
         """Return the number of rows, unreadable ones too."""
 
     @abstractmethod
-    def _records(self, wanted: Wanted) -> Iterator[tuple[int, Record | RowError]]:
-        """Yield the wanted rows, parsed, or the error that says why a row has no record."""
+    def _records(self, wanted: Wanted, within: range) -> Iterator[tuple[int, Record | RowError]]:
+        """Yield the wanted rows, parsed, or the error that says why a row has no record.
+
+        `wanted` is asked about rows in `within` alone, which is a part of the set.
+        """
 
     @abstractmethod
     def _files(self) -> Sequence[Path]:
@@ -76,9 +84,18 @@ class RecordDataset(ABC):
     def _write(self, rows: NDArray[np.int64], target: Path) -> None:
         """Write sorted unique rows to `target`, whole or not at all."""
 
-    def rows(self, wanted: Wanted | None = None) -> Iterator[Sample | SkippedRow]:
-        """Yield every wanted row once, in input order; others are passed over undecoded."""
-        for row, record in self._records(wanted or _every):
+    def rows(
+        self, wanted: Wanted | None = None, within: range | None = None
+    ) -> Iterator[Sample | SkippedRow]:
+        """Yield every wanted row once, in input order; others are passed over undecoded.
+
+        Args:
+            wanted: says which; all when None.
+            within: rows outside of this range are not even asked about.
+        """
+        whole = range(self.count())
+        asked = whole if within is None else whole[within.start : within.stop]
+        for row, record in self._records(wanted or _every, asked):
             yield self._read(row, record)
 
     def fingerprint(self) -> str:
@@ -91,7 +108,7 @@ class RecordDataset(ABC):
         for path in self._files():
             with path.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
-        for _, record in self._records(_every):
+        for _, record in self._records(_every, range(self.count())):
             try:
                 sources = place_images(self._draft(record))[1]
             except RowError:
@@ -101,7 +118,7 @@ class RecordDataset(ABC):
                 digest.update(identity.encode(errors="surrogatepass") + b"\n")
         return digest.hexdigest()
 
-    def write(self, rows: Collection[int], stem: Path) -> Path:
+    def write(self, rows: Collection[int] | NDArray[np.int64], stem: Path) -> Path:
         """Write exactly these rows in the input's format and order; return what was written.
 
         Args:

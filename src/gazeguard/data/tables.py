@@ -162,19 +162,24 @@ class TableDataset(RecordDataset):
         """Return the number of rows, unreadable ones too."""
         return int(self._begin[-1])
 
-    def _records(self, wanted: Wanted) -> Iterator[tuple[int, Record | RowError]]:
+    def _records(self, wanted: Wanted, within: range) -> Iterator[tuple[int, Record | RowError]]:
         for part, first, (images, texts) in zip(
             self._parts, self._begin.tolist(), self._columns, strict=False
         ):
 
-            def any_wanted(rows: range, first: int = first) -> bool:
-                return any(wanted(first + row) for row in rows)
+            def inside(rows: range, first: int = first) -> range:
+                start, stop = first + rows.start, first + rows.stop
+                return range(max(start, within.start), min(stop, within.stop))
 
+            def any_wanted(rows: range) -> bool:
+                return any(map(wanted, inside(rows)))
+
+            if not inside(range(part.count)):
+                continue
             for begin, batch in part.batches([*images, *texts], any_wanted):
-                for i in range(batch.num_rows):
-                    if wanted(first + begin + i):
-                        record = batch.slice(i, 1).to_pylist()[0]
-                        yield first + begin + i, {**record, "images": _flat(record, images)}
+                for row in filter(wanted, inside(range(begin, begin + batch.num_rows))):
+                    record = batch.slice(row - first - begin, 1).to_pylist()[0]
+                    yield row, {**record, "images": _flat(record, images)}
 
     def _files(self) -> Sequence[Path]:
         return [part.path for part in self._parts]

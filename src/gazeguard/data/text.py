@@ -84,9 +84,9 @@ class TextDataset(RecordDataset):
         """Return the number of rows, unreadable ones too."""
         return len(self._text.spans)
 
-    def _records(self, wanted: Wanted) -> Iterator[tuple[int, Record | RowError]]:
+    def _records(self, wanted: Wanted, within: range) -> Iterator[tuple[int, Record | RowError]]:
         with self._text.spans.path.open("rb") as handle:
-            for row in range(self.count()):
+            for row in within:
                 if wanted(row):
                     yield row, self._text.record(handle, row)
 

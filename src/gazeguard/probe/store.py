@@ -4,28 +4,39 @@ A block is a fixed range of input rows and one Parquet file, `rows-<start>-<stop
 The digest is the SHA-256 of the file's own bytes, so a half-written or damaged block is noticed
 without a second file. `run.json` names what the numbers depend on (model, data, options, version);
 blocks measured under another identity are dropped. Blocks are measured independently of each
-other, so which of them were already there changes nothing in the result.
+other, so which of them were already there changes nothing in the result. The folder may be on this
+machine or behind any URL that fsspec knows (`s3://bucket/folder`); it has one writer at a time.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gazeguard.errors import UsageError
-from gazeguard.files import write_bytes
+from gazeguard.probe.folder import Folder
 
 log = logging.getLogger(__name__)
 
+Span = tuple[int, int]
+T = TypeVar("T")
+
+_MARKER = "run.json"
+_READERS = 4  # blocks read at once
 _BLOCK = re.compile(r"rows-(\d+)-(\d+)\.([0-9a-f]{16})\.parquet")
 
 
@@ -66,15 +77,15 @@ class BlockStore:
     """Blocks of measured rows in `folder`, valid for one `identity`.
 
     Args:
-        folder: where the blocks lie; made when missing.
+        folder: a path or a URL; made when missing.
         identity: what the numbers depend on, by the name a person is told when it changed,
             e.g. `{"model": "3f…", "data": "91…", "batch size": 8}`.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, identity: Mapping[str, object]) -> None:
+        self.folder = Folder(folder)
         self._identity = {name: json.dumps(identity[name], sort_keys=True) for name in identity}
-        self._blocks: dict[tuple[int, int], Path] = {}
+        self._blocks: dict[Span, str] = {}
 
     def begin(self, *, resume: bool = True) -> list[str]:
         """Drop blocks of another identity (or all, without `resume`) and claim the folder.
@@ -83,36 +94,52 @@ class BlockStore:
             What changed since the blocks were measured, by its name in the identity; empty when
             they are still good or there were none.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        marker = self.folder / "run.json"
-        before = _read_marker(marker)
-        blocks = _find_blocks(self.folder)
-        changed = ["run.json"] if before is None else _differences(before, self._identity)
+        before = self._read_marker()
+        names = self.folder.names()
+        blocks = _find_blocks(names)
+        changed = [_MARKER] if before is None else _differences(before, self._identity)
         changed = changed if blocks else []
         if not resume or before != self._identity:
-            marker.unlink(missing_ok=True)  # first, so that no block is ever under a wrong marker
-            for path in blocks.values():
-                path.unlink(missing_ok=True)
+            if _MARKER in names:  # first, so that no block is ever under a wrong marker
+                self.folder.remove(_MARKER)
+            for name in blocks.values():
+                self.folder.remove(name)
             blocks = {}
-            write_bytes(marker, json.dumps(self._identity, indent=1, sort_keys=True).encode())
+            self.folder.write(
+                _MARKER, json.dumps(self._identity, indent=1, sort_keys=True).encode()
+            )
         self._blocks = blocks
-        for stray in self.folder.glob(".*"):
-            if stray.is_file():  # temporary files of a killed run
-                stray.unlink(missing_ok=True)
+        for name in names:
+            if name.startswith("."):  # a temporary file of a killed run
+                self.folder.remove(name)
         return changed
 
-    def read(self, start: int, stop: int) -> pa.Table | None:
-        """The block of input rows `start` up to `stop`, or None when it has to be measured."""
-        path = self._blocks.get((start, stop))
-        if path is None:
-            return None
-        data = path.read_bytes()
-        if _digest(data) != path.name.split(".")[1]:
-            log.warning("Rows %d to %d are damaged on disk: measuring them again.", start, stop - 1)
-            path.unlink()
-            del self._blocks[start, stop]
-            return None
-        return pq.read_table(io.BytesIO(data))
+    def missing(self, spans: Sequence[Span]) -> list[Span]:
+        """Those of `spans` that have to be measured; every other block is whole."""
+        there = [span for span in spans if span in self._blocks]
+        for span, found in zip(there, _ahead(self._load, there), strict=True):
+            if found is None:
+                name = self._blocks.pop(span)
+                log.warning(
+                    "Rows %d to %d are damaged on disk: measuring them again.",
+                    span[0],
+                    span[1] - 1,
+                )
+                self.folder.remove(name)
+        return [span for span in spans if span not in self._blocks]
+
+    def tables(self, spans: Sequence[Span]) -> Iterator[pa.Table]:
+        """The blocks of `spans`, one after the other.
+
+        Raises:
+            OSError: a block is gone, or was damaged after `missing` had read it.
+        """
+        for span, data in zip(spans, _ahead(self._load, spans), strict=True):
+            if data is None:
+                raise OSError(
+                    errno.EIO, "a block changed while it was read", self._blocks.get(span, "?")
+                )
+            yield pq.read_table(io.BytesIO(data))
 
     def write(self, start: int, stop: int, table: pa.Table) -> None:
         """Keep the block of input rows `start` up to `stop`.
@@ -121,31 +148,53 @@ class BlockStore:
             OSError: disk full, no permission; the blocks written before are whole.
         """
         data = parquet_bytes(table)
-        path = self.folder / f"rows-{start:09d}-{stop:09d}.{_digest(data)}.parquet"
-        write_bytes(path, data)
-        self._blocks[start, stop] = path
+        name = f"rows-{start:09d}-{stop:09d}.{_digest(data)}.parquet"
+        self.folder.write(name, data)
+        self._blocks[start, stop] = name
+
+    def _load(self, span: Span) -> bytes | None:
+        """A block's bytes; None when they are not what its name says."""
+        name = self._blocks.get(span)
+        if name is None:
+            return None
+        try:
+            data = self.folder.read(name)
+        except FileNotFoundError:
+            return None
+        return data if _digest(data) == name.split(".")[1] else None
+
+    def _read_marker(self) -> dict[str, str] | None:
+        """The identity in `run.json`, or None when there is none that can be read."""
+        try:
+            content = json.loads(self.folder.read(_MARKER).decode("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
 
 
-def _find_blocks(folder: Path) -> dict[tuple[int, int], Path]:
+def _ahead(load: Callable[[Span], T], spans: Sequence[Span]) -> Iterator[T]:
+    """`load` of every span in order, the next ones under way: storage may be far."""
+    with ThreadPoolExecutor(_READERS, "gazeguard-store") as pool:
+        coming: deque[Future[T]] = deque()
+        rest = iter(spans)
+        for span in islice(rest, 2 * _READERS):
+            coming.append(pool.submit(load, span))
+        while coming:
+            found = coming.popleft().result()
+            coming.extend(pool.submit(load, span) for span in islice(rest, 1))
+            yield found
+
+
+def _find_blocks(names: Iterable[str]) -> dict[Span, str]:
     found = {}
-    for path in folder.glob("rows-*.parquet"):
-        match = _BLOCK.fullmatch(path.name)
-        if match:
-            found[int(match[1]), int(match[2])] = path
+    for name in names:
+        if match := _BLOCK.fullmatch(name):
+            found[int(match[1]), int(match[2])] = name
     return found
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _read_marker(path: Path) -> dict[str, str] | None:
-    """The identity in `run.json`, or None when there is none that can be read."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -77,9 +77,9 @@ class CleanReport:
 
     result: CleaningResult
     rows: NDArray[np.int64]
-    prompts: list[str]
-    answers: list[str]
-    sample_ids: list[str]
+    prompts: Sequence[str]
+    answers: Sequence[str]
+    sample_ids: Sequence[str]
     counts: Mapping[str, int]
     skipped: list[SkippedRow]
     entropy: NDArray[np.float32]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
@@ -26,7 +28,7 @@ class PromptKinds:
         seed: of the clustering.
     """
 
-    def __init__(self, prompts: list[str], *, most: int = 8, seed: int = 0) -> None:
+    def __init__(self, prompts: Sequence[str], *, most: int = 8, seed: int = 0) -> None:
         different = len(set(prompts))
         self._words: CountVectorizer | None = None
         if different == 1:
@@ -43,7 +45,7 @@ class PromptKinds:
         self._clusters = MiniBatchKMeans(kinds, n_init=5, batch_size=4096, random_state=seed)
         self._clusters.fit(found)
 
-    def __call__(self, prompts: list[str]) -> tuple[Floats, Ints]:
+    def __call__(self, prompts: Sequence[str]) -> tuple[Floats, Ints]:
         """Binary word features `(N, words)` and the kind `(N,)` of each prompt."""
         if self._words is None:
             return np.zeros((len(prompts), 0), np.float32), np.zeros(len(prompts), np.int64)

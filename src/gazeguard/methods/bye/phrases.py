@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.sparse import csc_matrix
 from sklearn.feature_extraction.text import CountVectorizer
@@ -21,7 +23,7 @@ def _phrases(answer: str) -> list[str]:
     return sorted(runs | {" ".join(words)}) if words else []
 
 
-def shared_phrases(answers: list[str], fewest: int, most: int) -> tuple[list[str], csc_matrix]:
+def shared_phrases(answers: Sequence[str], fewest: int, most: int) -> tuple[list[str], csc_matrix]:
     """Phrases that at least `fewest` and at most `most` rows share.
 
     Phrases that pick exactly the same rows are one; the longest stands for it.

@@ -21,8 +21,10 @@ No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
+from itertools import count
 from typing import Any
 from zlib import crc32
 
@@ -171,18 +173,20 @@ def _at_most(profile: Profile, most: int) -> Profile:
     """A part of the rows chosen by their content; the same rows in whatever order they come."""
     if len(profile) <= most:
         return profile
-    first = np.argsort(np.array(profile.sample_id), kind="stable")[:most]
-    return _part(profile, np.sort(first))
+    first = nsmallest(most, zip(profile.sample_id, count(), strict=False))
+    return _part(profile, np.sort([place for _, place in first]))
 
 
 def _part(profile: Profile, rows: slice | NDArray[np.int64]) -> Profile:
-    chosen = range(len(profile))[rows] if isinstance(rows, slice) else rows.tolist()
+    def some(texts: Sequence[str]) -> Sequence[str]:
+        return texts[rows] if isinstance(rows, slice) else [texts[i] for i in rows.tolist()]
+
     return replace(
         profile,
         row=profile.row[rows],
-        sample_id=[profile.sample_id[i] for i in chosen],
-        prompt=[profile.prompt[i] for i in chosen],
-        answer=[profile.answer[i] for i in chosen],
+        sample_id=some(profile.sample_id),
+        prompt=some(profile.prompt),
+        answer=some(profile.answer),
         image_tokens=profile.image_tokens[rows],
         signals={name: values[rows] for name, values in profile.signals.items()},
         before=profile.before and {name: values[rows] for name, values in profile.before.items()},
