@@ -59,13 +59,13 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     def install(row: int, times: int) -> Path:
         blocks = Here.blocks
 
-        def killed(self, spans, rows):  # type: ignore[no-untyped-def]
+        def killed(self, spans, batch_size, rows):  # type: ignore[no-untyped-def]
             if any(row in range(*span) for span in spans):
                 before = len(list(marks.iterdir()))
                 if before < times:
                     (marks / f"{before}-{spans[0][0]}-{spans[0][1]}").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
-            return blocks(self, spans, rows)
+            return blocks(self, spans, batch_size, rows)
 
         class Dying(spread.Worker):
             def _reader(self):  # type: ignore[no-untyped-def]

@@ -207,3 +207,30 @@ def test_an_earlier_runs_files_are_not_mixed_with_a_later_ones(
     assert not (out / "kept.json").exists(), "the other format's file of the run before is gone"
     assert (out / "kept.jsonl").read_bytes() == lines.read_bytes()
     assert (out / "notes.txt").exists(), "files of others stay"
+
+
+def test_the_batch_size_that_auto_found_is_kept(
+    llava: Path,
+    make_data: MakeData,
+    tmp_path: Path,
+    measured: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, options = make_data(16, broken=(0,)), ["--batch-size", "auto", "-q"]
+    monkeypatch.setattr("gazeguard.cleaning.fitting.LARGEST", 4)
+    run(["clean", str(llava), str(data), "--out", str(tmp_path), "--limit", "1", *options])
+    kept = (tmp_path / ".work" / "auto.txt").read_text()
+    assert measured[:2] == [1, 1], "tried twice: the first time is not like the others"
+    (tmp_path / ".work" / "auto.txt").write_text("3")
+    measured.clear()
+    run(["clean", str(llava), str(data), "--out", str(tmp_path), *options])
+    assert kept in ("1", "2", "4")
+    assert measured == [3] * 5
+
+
+def test_a_batch_size_is_auto_or_a_number(
+    llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--batch-size", "all"]
+    assert run(["clean", str(llava), "data", "--out", str(tmp_path), *wrong]) == 2
+    assert "neither auto nor 1 or more" in capsys.readouterr().err

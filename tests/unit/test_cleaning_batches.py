@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from gazeguard.cleaning.batches import ACCELERATOR_ROWS, CPU_TOKENS, NO_MEMORY, batches, one_ahead
 from gazeguard.errors import RowError
-from gazeguard.types import Sample, SkippedRow
+from gazeguard.types import Sample, SkippedRow, TextPart, Turn
 
 REFUSED = RowError("no")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -122,3 +123,35 @@ def test_one_ahead_raises_where_the_item_would_have_come():
     assert next(stream) == 1
     with pytest.raises(RowError, match="late"):
         next(stream)
+
+
+def long_row(number, words):
+    return Sample(number, str(number), (), (Turn("user", (TextPart("word " * words),)),))
+
+
+def test_rows_of_like_length_share_a_batch():
+    mixed = [long_row(i, 100 if i % 2 else 1) for i in range(8)]
+    stream = batches(iter(mixed), [(0, 8)], encoder(), 4, GPU)
+    assert taken(stream) == [[1, 3, 5, 7], [0, 2, 4, 6], "end"]
+
+
+def test_the_wait_for_rows_of_like_length_is_bounded_by_rows_and_by_pixels():
+    mixed = [long_row(i, i) for i in range(9)]
+    stream = batches(iter(mixed), [(0, 9)], encoder(), 2, GPU)
+    assert taken(stream) == [[7, 6], [5, 4], [3, 2], [1, 0], [8], "end"]
+
+    drawn = []
+
+    def large():
+        for i in range(4):
+            drawn.append(i)
+            yield Sample(i, str(i), (Image.new("1", (4096, 4096)),), ())
+
+    stream = batches(large(), [(0, 4)], encoder(), 2, GPU)
+    next(stream)
+    assert drawn == [0], "one such picture is all that is held"
+
+
+def test_a_refused_first_row_does_not_make_one_batch_of_all():
+    stream = batches(rows(5), [(0, 5)], encoder(CPU_TOKENS // 2, {0}), None, CPU)
+    assert taken(stream) == [[1, 2], [3, 4], "end"]

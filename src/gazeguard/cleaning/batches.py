@@ -22,6 +22,10 @@ NO_MEMORY = "not enough memory to measure this row, even alone"
 # one by one, because padding takes sdpa off its causal path, which costs more than a batch brings.
 CPU_TOKENS = 1200
 ACCELERATOR_ROWS = 8
+CPU_ROWS = 16  # before the first row's length is known
+
+WINDOW = 4  # batches
+WINDOW_PIXELS = 2**24  # 48 MiB when decoded
 
 Span = tuple[int, int]
 Encode = Callable[[Sequence[Sample]], "Encoded"]
@@ -51,7 +55,7 @@ def batches(
     batch_size: int | None,
     device: torch.device,
 ) -> Generator[Batch]:
-    """Encode rows in their order, each block apart from the others.
+    """Encode rows, those of like length together, each block apart from the others.
 
     No batch reaches over the end of a block, and no size is carried over it, so that which blocks
     were measured before never changes a batch.
@@ -69,23 +73,47 @@ def batches(
         if size is None and device.type != "cpu":
             size = ACCELERATOR_ROWS
         while not ends:
-            samples: list[Sample] = []
-            unusable: list[SkippedRow] = []
-            ends = True
-            for item in block:
-                if isinstance(item, SkippedRow):
-                    unusable.append(item)
-                    continue
-                samples.append(item)
+            samples, unusable, ends = _window(block, size)
+            samples.sort(key=bulk, reverse=True)  # stable: equal ones keep their order
+            while True:
                 if size is None:
-                    size = _fitting(_encoded([item], encode, []))
-                if len(samples) == size:
-                    ends = False
+                    size = _fitting(_encoded(samples[:1], encode, []))
+                now, samples = samples[: size or 1], samples[size or 1 :]
+                parts = _encoded(now, encode, unusable)
+                yield Batch(parts, unusable, ends and not samples)
+                if batch_size is None and device.type == "cpu":
+                    size = _fitting(parts)
+                if not samples:
                     break
-            parts = _encoded(samples, encode, unusable)
-            yield Batch(parts, unusable, ends)
-            if batch_size is None and device.type == "cpu":
-                size = _fitting(parts)
+                unusable = []
+
+
+def _window(
+    block: Iterator[Sample | SkippedRow], size: int | None
+) -> tuple[list[Sample], list[SkippedRow], bool]:
+    """The next rows of a block that batches are made from, and whether they are its last.
+
+    Rows of like length share a batch: padding is computed like everything else. So a few batches'
+    worth of rows is held, but no more pictures than `WINDOW_PIXELS`.
+    """
+    samples: list[Sample] = []
+    unusable: list[SkippedRow] = []
+    pixels, most = 0, WINDOW * (size or CPU_ROWS)
+    for item in block:
+        if isinstance(item, SkippedRow):
+            unusable.append(item)
+            continue
+        samples.append(item)
+        pixels += sum(image.width * image.height for image in item.images)
+        if len(samples) >= most or pixels >= WINDOW_PIXELS:
+            return samples, unusable, False
+    return samples, unusable, True
+
+
+def bulk(sample: Sample) -> float:
+    """A row's length in tokens, roughly: 28 x 28 pixels or four letters are one."""
+    pixels = sum(sample.images[i].width * sample.images[i].height for i in sample.prompt_images)
+    return pixels / 28**2 + len(sample.prompt) / 4
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T]:

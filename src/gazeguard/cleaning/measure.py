@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from threading import Lock
@@ -41,6 +42,8 @@ SIGNALS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 # The same under the model before its fine-tune, where there is one: `before_entropy` and so on.
 BEFORE = "before_"
+
+MOST_READERS = 8  # threads that decode pictures for one accelerator
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
 WORKER_DIED = "the worker that measured this row died, even with this row alone"
@@ -121,9 +124,11 @@ def _measured(
     for start, stop in blocks:
         wanted[start - first : stop - first] = True
     device = look.target.device
-    rows = dataset.rows(lambda row: bool(wanted[row - first]), range(first, end))
+    # On a CPU, the model already keeps every core busy.
+    threads = 0 if device.type == "cpu" else min(MOST_READERS, os.cpu_count() or 1)
+    rows = dataset.rows(lambda row: bool(wanted[row - first]), range(first, end), threads)
     stream = batches(iter(rows), blocks, look.encode, batch_size, device)
-    if device.type != "cpu":  # on a CPU, the model already keeps every core busy
+    if threads:
         stream = one_ahead(stream)
     records: list[Record] = []
     room: int | None = None
@@ -152,7 +157,7 @@ def _within_memory(
             if not out_of_memory(error):
                 raise
         # Outside of the handler: until it ends, the error keeps the failed forward's tensors.
-        _free_memory()
+        free_memory()
         if len(samples) == 1:
             return [_skipped(samples[0].row, samples[0].sample_id, NO_MEMORY)], room
         room = len(samples) // 2
@@ -240,6 +245,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Hand unused memory of a failed or finished pass back to the accelerator."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from gazeguard.cleaning.fitting import TRIED_ROWS, fitting_batch
 from gazeguard.cleaning.gallery import look_again
 from gazeguard.cleaning.heap import keep_freed_memory
 from gazeguard.cleaning.linear import fast_linear
-from gazeguard.cleaning.measure import Look, measure
+from gazeguard.cleaning.measure import Look, free_memory, measure
 from gazeguard.data.dataset import Dataset
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import UsageError
@@ -25,6 +27,7 @@ from gazeguard.models.target import Target
 from gazeguard.probe.store import Span
 from gazeguard.provenance import attention_backend, provenance
 from gazeguard.report.model import GalleryItem
+from gazeguard.types import Sample
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,6 @@ class Job:
     base: str | None = None
     images: Path | None = None
     format: str = "auto"
-    batch_size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     revision: str | None = None
@@ -77,7 +79,13 @@ class Reader(Protocol):
         """What reads."""
         ...
 
-    def blocks(self, spans: Sequence[Span], rows: Rows) -> Iterator[tuple[Span, pa.Table]]:
+    def fitting_batch(self) -> int:
+        """Rows per forward pass, as `fitting_batch` finds them."""
+        ...
+
+    def blocks(
+        self, spans: Sequence[Span], batch_size: int | None, rows: Rows
+    ) -> Iterator[tuple[Span, pa.Table]]:
         """Measure blocks of rows as `measure` does, in any order."""
         ...
 
@@ -127,11 +135,31 @@ class Here:
         )
         return About(record, target.layers, target.device.type, (note,))
 
-    def blocks(self, spans: Sequence[Span], rows: Rows) -> Iterator[tuple[Span, pa.Table]]:
+    def fitting_batch(self) -> int:
+        """Rows per forward pass, tried on the first rows that can be read."""
+        usable = (row for row in self._dataset.rows() if isinstance(row, Sample))
+        samples = list(islice(usable, TRIED_ROWS))
+        if not samples:
+            return 1
+
+        def rate(rows: list[Sample]) -> float:
+            try:
+                self._look(rows, self._look.encode(rows))  # the first time is not like the others
+                began = time.perf_counter()
+                self._look(rows, self._look.encode(rows))
+            finally:
+                free_memory()
+            return len(rows) / (time.perf_counter() - began)
+
+        with fast_linear():
+            return fitting_batch(samples, rate)
+
+    def blocks(
+        self, spans: Sequence[Span], batch_size: int | None, rows: Rows
+    ) -> Iterator[tuple[Span, pa.Table]]:
         """Measure blocks, in their order."""
-        with ExitStack() as fast:
-            fast.enter_context(fast_linear())
-            yield from measure(self._look, self._dataset, spans, self._job.batch_size, rows)
+        with fast_linear():
+            yield from measure(self._look, self._dataset, spans, batch_size, rows)
 
     def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
         """Rows with their pictures and heat maps."""

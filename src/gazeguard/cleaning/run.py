@@ -71,7 +71,7 @@ def clean(
     images: str | Path | None = None,
     format: str = "auto",
     rule: Rule = "robust",
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     limit: int | None = None,
@@ -98,7 +98,7 @@ def clean(
         format: of the data; `auto` looks inside.
         rule: which form of BYE decides.
         batch_size: rows per forward pass; lowered by itself when memory runs out. None suits it
-            to the device and, on a CPU, to the length of the prompts.
+            to the device and, on a CPU, to the length of the prompts; `auto` tries what is fastest.
         device: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or
             `balanced` to spread the model over all GPUs.
         dtype: `auto` for the checkpoint's own, or e.g. `bfloat16`.
@@ -128,7 +128,8 @@ def clean(
     arguments = {
         name: value for name, value in locals().items() if name not in ("progress", "model", "data")
     }
-    if any(number is not None and number < 1 for number in (batch_size, block_rows, limit)):
+    numbers = (block_rows, limit, batch_size if batch_size != "auto" else None)
+    if any(number is not None and number < 1 for number in numbers):
         raise UsageError("Batch size, block size and limit must be at least 1: give larger ones.")
     if base is not None and adapter is not None:
         raise UsageError("With --adapter the model itself is the base: leave --base out.")
@@ -140,7 +141,6 @@ def clean(
         None if base is None else str(base),
         None if images is None else Path(images),
         format,
-        batch_size,
         device,
         dtype,
         revision,
@@ -153,17 +153,21 @@ def clean(
         for note in about.notes:
             log.info(note)
         record = about.record | {"seed": seed, "arguments": plain_arguments(arguments)}
-        if batch_size is not None:  # a block's last batch need not be a small one
-            block_rows = -(-block_rows // batch_size) * batch_size
         blocks = BlockStore(store or out / WORK, _identity(about, batch_size, block_rows))
         changed = blocks.begin(resume=resume)
         if changed:
             log.warning(
                 "Changed since the last run in %s: %s; starting afresh.", out, ", ".join(changed)
             )
+        at_once = batch_size if batch_size != "auto" else None
+        if batch_size == "auto":
+            at_once = int(blocks.note("auto", lambda: str(reader.fitting_batch())))
+            log.info("Measuring %d rows at once.", at_once)
+        if at_once is not None:  # a block's last batch need not be a small one
+            block_rows = -(-block_rows // at_once) * at_once
         total = min(dataset.count(), limit or dataset.count())
         spans = [(a, min(a + block_rows, total)) for a in range(0, total, block_rows)]
-        _measure(reader, blocks, spans, total, progress)
+        _measure(reader, blocks, spans, total, at_once, progress)
         profile, failed = assemble(blocks.tables(spans), about.layers, out / WORK / "profile")
         return _conclude(out, reader, dataset, total, profile, failed, rule, seed, record)
 
@@ -185,6 +189,7 @@ def _measure(
     store: BlockStore,
     spans: Sequence[Span],
     total: int,
+    batch_size: int | None,
     progress: Progress | None,
 ) -> None:
     """Bring the store up to date; a block is written while the next ones are measured."""
@@ -200,7 +205,7 @@ def _measure(
     rows(0)
     with ThreadPoolExecutor(1, "gazeguard-write") as writer:
         written: Future[None] | None = None
-        for span, block in reader.blocks(missing, rows):
+        for span, block in reader.blocks(missing, batch_size, rows):
             if written is not None:
                 written.result()
             written = writer.submit(store.write, *span, block)
@@ -208,7 +213,7 @@ def _measure(
             written.result()
 
 
-def _identity(about: About, batch_size: int | None, block_rows: int) -> dict[str, Any]:
+def _identity(about: About, batch_size: int | str | None, block_rows: int) -> dict[str, Any]:
     """What measured numbers depend on.
 
     Rule, seed, limit and who reads do not touch them (the last one no more than the order of a

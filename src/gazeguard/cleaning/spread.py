@@ -53,9 +53,13 @@ class Worker:
         """What reads."""
         return self._reader().about()
 
-    def measure(self, span: Span) -> pa.Table:
+    def fitting_batch(self) -> int:
+        """Rows per forward pass."""
+        return self._reader().fitting_batch()
+
+    def measure(self, span: Span, batch_size: int | None) -> pa.Table:
         """One block."""
-        ((_, table),) = self._reader().blocks([span], lambda rows: None)
+        ((_, table),) = self._reader().blocks([span], batch_size, lambda rows: None)
         return table
 
     def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
@@ -158,7 +162,14 @@ class Spread:
         found: dict[int, GalleryItem] = self._ask("gallery", suspicion)
         return found
 
-    def blocks(self, spans: Sequence[Span], rows: Rows) -> Iterator[tuple[Span, pa.Table]]:
+    def fitting_batch(self) -> int:
+        """Rows per forward pass, tried by one worker for all."""
+        found: int = self._ask("fitting_batch")
+        return found
+
+    def blocks(
+        self, spans: Sequence[Span], batch_size: int | None, rows: Rows
+    ) -> Iterator[tuple[Span, pa.Table]]:
         """Measure blocks, in the order in which workers are done with them.
 
         Raises:
@@ -167,7 +178,7 @@ class Spread:
         """
         todo = deque(_Task(span, span) for span in spans)
         parts: dict[Span, list[tuple[Span, pa.Table]]] = {}
-        self._fill(todo)
+        self._fill(todo, batch_size)
         while any(task for hand in self._hands for _, task in hand.work) or todo:
             for task, table in self._next(todo):
                 start, stop = task.part
@@ -177,16 +188,16 @@ class Spread:
                 if sum(b - a for (a, b), _ in done) == task.block[1] - task.block[0]:
                     ordered = sorted(parts.pop(task.block), key=lambda part: part[0])
                     yield task.block, pa.concat_tables([table for _, table in ordered])
-            self._fill(todo)
+            self._fill(todo, batch_size)
 
-    def _fill(self, todo: deque[_Task]) -> None:
+    def _fill(self, todo: deque[_Task], batch_size: int | None) -> None:
         """Give work to whoever has too little; a worker that still loads gets none."""
         for depth in range(1, _AHEAD + 1):  # everybody one block, then everybody the next
             for hand in self._hands:
                 loads = any(task is None for _, task in hand.work)
                 if todo and not loads and len(hand.work) < depth:
                     task = todo.popleft()
-                    hand.work.append((hand.actor.measure.remote(task.part), task))
+                    hand.work.append((hand.actor.measure.remote(task.part, batch_size), task))
 
     def _next(self, todo: deque[_Task]) -> list[tuple[_Task, pa.Table]]:
         """Wait until a worker is done with something, or dead; gives what was measured."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -20,7 +20,10 @@ adapter_option = click.option(
     "--adapter", metavar="PATH", help="LoRA adapter that was trained on MODEL."
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:<n>, mps or balanced."
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:<n>, mps, or balanced (all GPUs, then main memory, then disk).",
 )
 dtype_option = click.option(
     "--dtype",
@@ -122,6 +125,17 @@ def fail_on_option(note: str = "") -> Callable[[Command], Command]:
         show_default=True,
         help=f"Outcomes that do not exit 0; never for none.{note}",
     )
+
+
+def batch_size_of(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> int | Literal["auto"] | None:
+    """A callback: a number of rows, or `auto`."""
+    if value is None or value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"'{value}' is neither auto nor 1 or more.", ctx, param)
+    return int(value)
 
 
 def _fail_on(ctx: click.Context, param: click.Parameter, value: str) -> frozenset[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from gazeguard.cli import _errors
 from gazeguard.cli._options import (
     adapter_option,
+    batch_size_of,
     chosen_ray,
     device_option,
     dtype_option,
@@ -57,9 +58,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
+    callback=batch_size_of,
     metavar="N",
-    help="Rows per forward pass.  [default: suits device and prompts]",
+    help="Rows per forward pass; auto tries what is fastest.  [default: suits device and prompts]",
 )
 @device_option
 @dtype_option
@@ -93,7 +94,7 @@ def clean(
     images: Path | None,
     format: str,
     rule: str,
-    batch_size: int | None,
+    batch_size: int | Literal["auto"] | None,
     device: str,
     dtype: str,
     limit: int | None,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gazeguard.ahead import ahead
 from gazeguard.data.conversation import Draft, content_id, place_images
 from gazeguard.data.images import ImageRoot
 from gazeguard.data.write import check_output
@@ -31,11 +32,11 @@ class Dataset(Protocol):
         """Return the number of rows, unreadable ones too, without decoding images."""
 
     def rows(
-        self, wanted: Wanted | None = None, within: range | None = None
+        self, wanted: Wanted | None = None, within: range | None = None, threads: int = 0
     ) -> Iterator[Sample | SkippedRow]:
         """Yield every wanted row once, in input order; others are passed over undecoded.
 
-        Rows outside of `within` are not even asked about.
+        Rows outside of `within` are not even asked about; `threads` decode ahead.
         """
 
     def fingerprint(self) -> str:
@@ -85,18 +86,19 @@ class RecordDataset(ABC):
         """Write sorted unique rows to `target`, whole or not at all."""
 
     def rows(
-        self, wanted: Wanted | None = None, within: range | None = None
+        self, wanted: Wanted | None = None, within: range | None = None, threads: int = 0
     ) -> Iterator[Sample | SkippedRow]:
         """Yield every wanted row once, in input order; others are passed over undecoded.
 
         Args:
             wanted: says which; all when None.
             within: rows outside of this range are not even asked about.
+            threads: that decode the next rows while one is used; 0 for none.
         """
         whole = range(self.count())
         asked = whole if within is None else whole[within.start : within.stop]
-        for row, record in self._records(wanted or _every, asked):
-            yield self._read(row, record)
+        records = self._records(wanted or _every, asked)
+        yield from ahead(lambda numbered: self._read(*numbered), records, threads)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of format, limits, data files and the files that rows refer to.

@@ -16,26 +16,23 @@ import io
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gazeguard.ahead import ahead
 from gazeguard.errors import UsageError
 from gazeguard.probe.folder import Folder
 
 log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
-T = TypeVar("T")
 
 _MARKER = "run.json"
+_NOTE = ".txt"
 _READERS = 4  # blocks read at once
 _BLOCK = re.compile(r"rows-(\d+)-(\d+)\.([0-9a-f]{16})\.parquet")
 
@@ -102,7 +99,7 @@ class BlockStore:
         if not resume or before != self._identity:
             if _MARKER in names:  # first, so that no block is ever under a wrong marker
                 self.folder.remove(_MARKER)
-            for name in blocks.values():
+            for name in [*blocks.values(), *(n for n in names if n.endswith(_NOTE))]:
                 self.folder.remove(name)
             blocks = {}
             self.folder.write(
@@ -114,10 +111,20 @@ class BlockStore:
                 self.folder.remove(name)
         return changed
 
+    def note(self, name: str, make: Callable[[], str]) -> str:
+        """A word that belongs to the blocks; made and kept the first time."""
+        file = name + _NOTE
+        try:
+            return self.folder.read(file).decode()
+        except FileNotFoundError:
+            word = make()
+            self.folder.write(file, word.encode())
+            return word
+
     def missing(self, spans: Sequence[Span]) -> list[Span]:
         """Those of `spans` that have to be measured; every other block is whole."""
         there = [span for span in spans if span in self._blocks]
-        for span, found in zip(there, _ahead(self._load, there), strict=True):
+        for span, found in zip(there, ahead(self._load, there, _READERS), strict=True):
             if found is None:
                 name = self._blocks.pop(span)
                 log.warning(
@@ -134,7 +141,7 @@ class BlockStore:
         Raises:
             OSError: a block is gone, or was damaged after `missing` had read it.
         """
-        for span, data in zip(spans, _ahead(self._load, spans), strict=True):
+        for span, data in zip(spans, ahead(self._load, spans, _READERS), strict=True):
             if data is None:
                 raise OSError(
                     errno.EIO, "a block changed while it was read", self._blocks.get(span, "?")
@@ -170,19 +177,6 @@ class BlockStore:
         except (FileNotFoundError, ValueError):
             return None
         return content if isinstance(content, dict) else None
-
-
-def _ahead(load: Callable[[Span], T], spans: Sequence[Span]) -> Iterator[T]:
-    """`load` of every span in order, the next ones under way: storage may be far."""
-    with ThreadPoolExecutor(_READERS, "gazeguard-store") as pool:
-        coming: deque[Future[T]] = deque()
-        rest = iter(spans)
-        for span in islice(rest, 2 * _READERS):
-            coming.append(pool.submit(load, span))
-        while coming:
-            found = coming.popleft().result()
-            coming.extend(pool.submit(load, span) for span in islice(rest, 1))
-            yield found
 
 
 def _find_blocks(names: Iterable[str]) -> dict[Span, str]:
