@@ -396,3 +396,19 @@ def test_an_unusable_output_folder_is_one_sentence(dataset: Dataset, tmp_path: P
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="could not be written"):
         dataset.write([0], tmp_path / "file/kept")
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_range_is_all_that_is_asked_about(dataset: Dataset, threads: int) -> None:
+    asked: list[int] = []
+
+    def odd(row: int) -> bool:
+        asked.append(row)
+        return row % 2 == 1
+
+    whole = {sample.row: sample.sample_id for sample in samples(dataset)}
+    found = {row.row: row.sample_id for row in dataset.rows(odd, range(1, 4), threads)}
+    assert found == {1: whole[1], 3: whole[3]}
+    assert {*asked} == {1, 2, 3}
+    assert [row.row for row in dataset.rows(within=range(3, 99), threads=threads)] == [3, 4]
+    assert list(dataset.rows(within=range(2, 2))) == []

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import fsspec
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -13,6 +18,7 @@ from gazeguard import files
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes
 from gazeguard.probe import store
+from gazeguard.probe.folder import Folder
 from gazeguard.probe.store import BlockStore, locked
 
 
@@ -20,7 +26,9 @@ def table(*rows: int) -> pa.Table:
     return pa.table({"row": list(rows)})
 
 
-def opened(folder: Path, resume: bool = True, **identity: object) -> tuple[BlockStore, list[str]]:
+def opened(
+    folder: Path | str, resume: bool = True, **identity: object
+) -> tuple[BlockStore, list[str]]:
     made = BlockStore(folder, identity)
     return made, made.begin(resume=resume)
 
@@ -144,3 +152,81 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with locked(tmp_path / "work"):
         pass  # free again
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A folder of fsspec's own file system in memory, which stands for an object store."""
+    yield f"memory://{request.node.name}"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_blocks_behind_a_url_are_those_of_a_folder(memory: str, tmp_path: Path) -> None:
+    for place in (memory, tmp_path):
+        first, _ = opened(place, model="a")
+        first.write(0, 2, table(0, 1))
+        assert first.note("size", lambda: "8") == "8"
+        again, changed = opened(place, model="a")
+        assert changed == []
+        assert read(again, 0, 2) == table(0, 1)
+        assert again.note("size", lambda: "9") == "8", "what was noted stays"
+        other, changed = opened(place, model="b")
+        assert changed == ["model"]
+        assert read(other, 0, 2) is None
+        assert other.note("size", lambda: "9") == "9"
+    here, there = Folder(tmp_path).names(), Folder(memory).names()
+    assert here == there == ["run.json", "size.txt"]
+
+
+def test_a_cut_upload_is_measured_again(memory: str) -> None:
+    first, _ = opened(memory, model="a")
+    first.write(0, 9, table(*range(9)))
+    folder = Folder(memory)
+    (name,) = (name for name in folder.names() if name.startswith("rows-"))
+    folder.write(name, folder.read(name)[:-7])
+    assert read(opened(memory, model="a")[0], 0, 9) is None
+    assert name not in folder.names()
+
+
+def test_a_block_that_changes_while_it_is_read_stops_the_run(tmp_path: Path) -> None:
+    first, _ = opened(tmp_path, model="a")
+    first.write(0, 2, table(0, 1))
+    assert first.missing([(0, 2)]) == []
+    (path,) = tmp_path.glob("rows-*.parquet")
+    path.write_bytes(b"other")
+    with pytest.raises(OSError, match="changed while it was read"):
+        list(first.tables([(0, 2)]))
+
+
+def test_slow_storage_is_read_several_blocks_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = opened(tmp_path, model="a")
+    spans = [(i, i + 1) for i in range(12)]
+    for start, stop in spans:
+        made.write(start, stop, table(start))
+    meet = threading.Barrier(store._READERS, timeout=20)  # nobody is through before all are there
+    fast = Folder.read
+
+    def slow(self: Folder, name: str) -> bytes:
+        if name.startswith("rows-"):
+            meet.wait()
+        return fast(self, name)
+
+    monkeypatch.setattr(Folder, "read", slow)
+    assert [t["row"].to_pylist() for t in made.tables(spans)] == [[i] for i in range(12)]
+
+
+@pytest.mark.parametrize("url", ["nothing://bucket/folder", "s3//:x://y"])
+def test_an_unknown_protocol_is_one_sentence(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give a path or a URL"):
+        Folder(url)
+
+
+def test_every_block_can_be_read_by_other_tools(tmp_path: Path) -> None:
+    made, _ = opened(tmp_path, model="a")
+    made.write(0, 2, table(0, 1))
+    made.write(2, 3, table(2))
+    query = f"select count(*), max(row) from '{tmp_path}/rows-*.parquet'"
+    assert duckdb.sql(query).fetchall() == [(3, 2)]
+    assert pd.concat(map(pd.read_parquet, tmp_path.glob("rows-*.parquet")))["row"].sum() == 3

@@ -28,7 +28,7 @@ from gazeguard.data.write import atomic_file, atomic_folder
 from gazeguard.errors import DataError, RowError
 
 _BATCH = 32  # rows in memory at once: images may be megabytes each
-_GROUP_BYTES = 128 << 20  # largest row group held back before it is written
+_GROUP_BYTES = 16 << 20  # held back before a row group is written; readers skip whole groups
 _TEXT_COLUMNS = (*TURN_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
 
 

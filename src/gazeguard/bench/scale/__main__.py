@@ -1,0 +1,35 @@
+"""The command: every part, one JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gazeguard.bench.scale.kills import kills
+from gazeguard.bench.scale.memory import memory
+from gazeguard.bench.scale.stage import stage
+from gazeguard.bench.scale.throughput import throughput
+from gazeguard.bench.speed.forward import Size
+from gazeguard.bench.speed.instruments import Part
+from gazeguard.bench.speed.run import benchmark
+
+
+def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]]:
+    """Every part of the benchmark, by name."""
+    small = Size(grid=4, layers=2, hidden=64, heads=4)
+    yield "model stage, lab base", stage(work / "a", 40 if quick else 400, 1 if quick else 7, None)
+    size, rows = (small, 4) if quick else (Size(), 12)
+    yield "model stage, long prompts", stage(work / "b", rows, 1 if quick else 5, size)
+    few, many = (300, 900) if quick else (20_000, 200_000)
+    yield "memory", memory(work / "memory", few, many, threads)
+    if quick:  # the rest is minutes whatever the size; tests/integration/test_clean_ray.py
+        return
+    yield "kills", kills(work / "kills", 1_500, drivers=5, workers=10)
+    yield "throughput", throughput(work / "rows", 10_000, 2)
+
+
+main = benchmark(measured, "Measure clean at scale")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Memory and time of `clean` beside the model: rows that are read, and numbers that are recorded.
+
+The recorded numbers stand for a model of four layers and four heads; all else is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from gazeguard.bench.scale.sets import small_set
+from gazeguard.bench.speed.instruments import MIB, Figure, Part, Spread, in_child
+from gazeguard.cleaning import clean, run
+from gazeguard.cleaning.measure import BEFORE, SCHEMA, SIGNALS
+from gazeguard.cleaning.reader import About, Job, Rows
+from gazeguard.data.dataset import Dataset
+from gazeguard.probe.store import Span
+from gazeguard.provenance import environment
+from gazeguard.report.model import GalleryItem
+from gazeguard.types import Sample
+
+LAYERS, HEADS, IMAGE_TOKENS = 4, 4, 64
+
+
+class Recorded:
+    """A `Reader` that decodes every row and looks its numbers up in a random table."""
+
+    def __init__(self, job: Job, dataset: Dataset) -> None:
+        self._dataset = dataset
+        rng = np.random.default_rng(0)
+        self._tables = {
+            prefix + name: rng.uniform(1, 4, (1000, LAYERS * (HEADS if "head" in name else 1)))
+            .round(3)
+            .astype(np.float32)
+            for prefix in ("", BEFORE)
+            for name in SIGNALS
+        }
+        for name, table in self._tables.items():
+            if "mass" in name:
+                table /= 5  # a share
+
+    def about(self) -> About:
+        """A record without a model."""
+        data: dict[str, Any] = {"path": str(self._dataset.path), "format": self._dataset.format}
+        data |= {"rows": self._dataset.count(), "fingerprint": self._dataset.fingerprint()}
+        record = {**environment(), "model": {"id": "recorded", "name": "recorded"}, "data": data}
+        record |= {"device": "cpu", "dtype": "float32", "attention": "recorded"}
+        return About(record, tuple(range(LAYERS)), "cpu", ())
+
+    def fitting_batch(self) -> int:
+        """Any would do."""
+        return 1
+
+    def blocks(
+        self, spans: Sequence[Span], batch_size: int | None, rows: Rows
+    ) -> Iterator[tuple[Span, pa.Table]]:
+        """Blocks of rows that were read and decoded."""
+        stream = self._dataset.rows()
+        for start, stop in spans:
+            found = [self._record(sample) for sample in islice(stream, stop - start)]
+            rows(stop - start)
+            yield (start, stop), pa.Table.from_pylist(found, schema=SCHEMA)
+
+    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
+        """No model, no heat."""
+        return {}
+
+    def _record(self, sample: Any) -> dict[str, Any]:
+        assert isinstance(sample, Sample)
+        place = int(sample.sample_id[:8], 16) % 1000
+        return {
+            "row": sample.row,
+            "sample_id": sample.sample_id,
+            "prompt": sample.prompt,
+            "answer": sample.answer,
+            "image_tokens": IMAGE_TOKENS,
+            **{name: table[place] for name, table in self._tables.items()},
+        }
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Peaks of this process's memory in MiB, looked at ten times a second.
+
+    `own` is what only this process has (heap and stacks); `resident` counts pages of mapped files
+    too, which the system takes back when somebody needs them.
+    """
+    peaks = {"own": 0.0, "resident": 0.0}
+    over, process = threading.Event(), psutil.Process()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            found = process.memory_info()
+            peaks["own"] = max(peaks["own"], (found.rss - found.shared) / MIB)
+            peaks["resident"] = max(peaks["resident"], found.rss / MIB)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        over.set()
+        watcher.join()
+
+
+def memory(work: Path, few: int, many: int, threads: int) -> Part:
+    """Two sizes, each in a process of its own."""
+    found: dict[str, dict[str, float]] = {}
+    for rows in (few, many):
+        arguments = {"work": str(work / str(rows)), "rows": rows}
+        found[str(rows)] = in_child("gazeguard.bench.scale.memory", arguments, threads)
+    small, large = found.values()
+    what = f"{many:,} rows / {few:,} rows, beside the model"
+
+    def times(name: str, per: float = 1.0) -> Spread:
+        return Spread.of([large[name] / small[name] / per])
+
+    figures = [
+        Figure(f"clean of {int(n):,} rows: peak of own memory", "MiB", Spread.of([f["own"]]))
+        for n, f in found.items()
+    ]
+    figures += [
+        Figure(f"{what}: peak of own memory", "x", times("own"), at_most=1.10),
+        Figure(f"{what}: peak of resident memory, mapped files too", "x", times("resident")),
+        Figure(f"{what}: time per row", "x", times("seconds", many / few), at_most=1.10),
+        Figure(
+            f"clean of {many:,} rows, beside the model",
+            "rows/s",
+            Spread.of([many / large["seconds"]]),
+        ),
+    ]
+    return figures, {"found": found}
+
+
+def _child(arguments: dict[str, Any]) -> dict[str, float]:
+    work, rows = Path(arguments["work"]), arguments["rows"]
+    data = small_set(work / "set.parquet", rows)
+    run.Here = Recorded  # type: ignore[attr-defined,assignment]
+    warm = small_set(work / "warm.parquet", 200)
+    clean("recorded", warm, work / "warm", device="cpu")  # imports and caches, in both sizes
+    began = time.perf_counter()
+    with _watched() as peaks:
+        clean("recorded", data, work / "out", device="cpu")
+    return {"seconds": time.perf_counter() - began, **peaks}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(json.loads(sys.argv[1]))))
