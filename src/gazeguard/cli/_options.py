@@ -131,8 +131,10 @@ def batch_size_of(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> int | Literal["auto"] | None:
     """A callback: a number of rows, or `auto`."""
-    if value is None or value == "auto":
-        return value
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(f"'{value}' is neither auto nor 1 or more.", ctx, param)
     return int(value)

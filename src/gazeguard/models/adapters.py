@@ -12,8 +12,35 @@ from typing import Any
 
 from gazeguard.errors import ModelError
 from gazeguard.models.files import first_line, is_hub_id, pinned, tensor_names, weight_files
+from gazeguard.models.offload import follow, offloads, unhooked
 
 _ADAPTER = "default"
+# Settings of a LoRA adapter that only add to what a layer gives. Others read or change the layer's
+# own weights, which an offloaded layer has during its pass alone.
+_ADDING = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "modules_to_save",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
 
 
 def read_adapter(folder: Path, base_name: str, base_folder: Path) -> Any:
@@ -58,7 +85,9 @@ def attach(model: Any, folder: Path, config: Any, base_name: str) -> Any:
     """Put an adapter on its loaded base model, unmerged and frozen.
 
     Fully tuned modules that the adapter saves along (`modules_to_save`, such as a projector) are
-    put in and checked like the rest.
+    put in and checked like the rest. On a base model whose layers are spread over devices or
+    offloaded, the adapter's weights stay where their layer computes. peft's own way would choose
+    places for the layers anew, and copy those on disk.
 
     Args:
         model: the base model.
@@ -70,14 +99,21 @@ def attach(model: Any, folder: Path, config: Any, base_name: str) -> Any:
         The `peft.PeftModel`.
 
     Raises:
-        ModelError: any tensor that is missing, left over or of the wrong shape.
+        ModelError: any tensor that is missing, left over or of the wrong shape; layers that are
+            offloaded under an adapter that needs their weights.
     """
     from peft import PeftModel
     from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
+    if offloads(model) and (special := _special(config)):
+        raise ModelError(
+            f"the adapter {folder} works on the weights of its layers ({', '.join(special)}), and"
+            f" {base_name} is too large to keep them on the device: merge the adapter into the"
+            " model and give the result, or use a larger device."
+        )
     mapping = getattr(model, "_checkpoint_conversion_mapping", None) or {}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unhooked(model):
             warnings.simplefilter("ignore")  # the checks below are stricter than peft's warnings
             adapted = PeftModel.from_pretrained(model, folder, adapter_name=_ADAPTER, config=config)
             # A second time, because the first does not hand out its report.
@@ -100,7 +136,35 @@ def attach(model: Any, folder: Path, config: Any, base_name: str) -> Any:
         foreign = sorted(set(stored) - set(owned))
     if missing or foreign or not owned:
         raise ModelError(_misfit(folder, base_name, missing, foreign))
+    _follow(adapted)
     return adapted
+
+
+def _special(config: Any) -> list[str]:
+    """What makes an adapter more than a sum with what its layers give."""
+    from peft import LoraConfig
+
+    if not isinstance(config, LoraConfig):
+        return [str(getattr(config.peft_type, "value", config.peft_type))]
+    plain = LoraConfig()
+    changed = [name for name, value in vars(plain).items() if getattr(config, name) != value]
+    # Starting values are drawn, to be overwritten; those with a name of their own change the layer.
+    drawn = isinstance(config.init_lora_weights, bool) or config.init_lora_weights == "gaussian"
+    harmless = _ADDING | {"init_lora_weights"} if drawn else _ADDING
+    return sorted(set(changed) - harmless)
+
+
+def _follow(adapted: Any) -> None:
+    """Have the parts of an adapter get their inputs where the layers beside them compute."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in list(adapted.modules()):
+        if isinstance(module, BaseTunerLayer):
+            follow(module, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            # Not the wrapper: it passes off the hook of the module inside as its own.
+            follow(module.modules_to_save[_ADAPTER], module.original_module)
 
 
 def _misfit(folder: Path, base_name: str, missing: list[str], foreign: list[str]) -> str:

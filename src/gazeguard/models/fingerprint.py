@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard.models.files import weight_files
+from gazeguard.models.offload import weight
 from gazeguard.models.target import Target
 
 # Everything beside the weights that changes what the model sees or computes.
@@ -92,5 +93,6 @@ def _in_memory(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        numbers: Any = weight(model, name, tensor)
+        digest.update(numbers.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

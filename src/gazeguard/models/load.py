@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from gazeguard.errors import ModelError
 from gazeguard.models.adapters import attach, read_adapter
 from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
+from gazeguard.models.offload import check_device_map, fetch_whole
 from gazeguard.models.processor import load_processor
 from gazeguard.models.target import Target, as_target
 from gazeguard.models.weights import load_weights
@@ -35,12 +36,16 @@ def load(
         revision: branch, tag or commit of the hub model.
         dtype: `auto` for the stored one (float32 instead of float16 on a CPU, which computes
             float16 slowly), or a name such as `bfloat16`.
-        device_map: as in transformers: None (CPU), `auto`, a device, or a mapping.
+        device_map: as in transformers: None (CPU), a device, `balanced` or `auto` (all GPUs, and
+            main memory and disk for layers that do not fit), or a mapping of modules to devices,
+            `cpu` and `disk`, in which no module lies inside another.
         trust_remote_code: run the model's own Python files. Only for code you have read.
 
     Raises:
         ModelError: the model, its processor or the adapter cannot be used; says what would.
+        UsageError: a `device_map` that gives a module no place, or two.
     """
+    check_device_map(device_map)
     folder = resolve(model, revision, trust_remote_code)
     config = _config(folder, str(model), trust_remote_code)
     for file in weight_files(folder):
@@ -58,6 +63,7 @@ def load(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
+    fetch_whole(loaded)
     if adapter_folder is not None:
         loaded = attach(loaded, adapter_folder, adapter_config, str(model))
     loaded.requires_grad_(False)

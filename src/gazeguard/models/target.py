@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
+from gazeguard.models.offload import compute_device, one_thread_each
 from gazeguard.models.registry import family_of
 from gazeguard.models.spans import Prompt, placeholder_tokens, user_tokens, write_prompt
 from gazeguard.types import KeyKind, Sample
@@ -106,10 +107,8 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embeddings."""
-        device: torch.device = self.base.get_input_embeddings().weight.device
-        # Weights that accelerate keeps elsewhere look "meta"; its hooks move the inputs then.
-        return torch.device("cpu") if device.type == "meta" else device
+        """Where inputs go: where the token embeddings compute."""
+        return compute_device(self.base.get_input_embeddings())
 
     @property
     def attention_modules(self) -> dict[nn.Module, int]:
@@ -291,6 +290,7 @@ def as_target(
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # never attended: the mask hides it
+    one_thread_each(model)
     return Target(
         model.eval(),
         processor,

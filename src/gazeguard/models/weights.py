@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from gazeguard.errors import ModelError
+from gazeguard.errors import ModelError, UsageError
 from gazeguard.models.files import first_line
+from gazeguard.models.offload import may_use_disk
 
 
 def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
@@ -23,7 +27,20 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
 
     Raises:
         ModelError: the weights do not fit the config, lack tensors, or do not fit into memory.
+        UsageError: a `device_map` that transformers does not take.
     """
+    with ExitStack() as leaving:
+        if may_use_disk(options.get("device_map")):
+            # transformers reads layers on disk from the model's own files, except where it computes
+            # with another form of them than is stored, as for mixtures of experts.
+            rewritten = TemporaryDirectory(prefix="gazeguard-", ignore_cleanup_errors=True)
+            options["offload_folder"] = leaving.enter_context(rewritten)
+        model = _loaded(model_class, folder, options)
+        weakref.finalize(model, leaving.pop_all().close)
+    return model
+
+
+def _loaded(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     try:
         model, report = model_class.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
@@ -31,8 +48,14 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise ModelError(
-                f"{folder} does not fit into memory: load it with device_map='auto' or on a larger"
-                " device."
+                f"{folder} does not fit into the device's memory: use --device balanced (in Python,"
+                " device_map='balanced'), which keeps the layers that do not fit in main memory and"
+                " on disk."
+            ) from error
+        if "device_map" in str(error):
+            raise UsageError(
+                f"the device_map for {folder} cannot be used ({first_line(error)}): give"
+                " 'balanced', a device, or a mapping with one place for every module."
             ) from error
         raise ModelError(
             f"the weights in {folder} do not fit its config ({first_line(error)}): copy both from"

@@ -19,6 +19,7 @@ from torch import nn
 
 from gazeguard.errors import ModelError
 from gazeguard.files import whole_folder, write_json
+from gazeguard.models.offload import offloads
 from gazeguard.models.target import Target
 from gazeguard.tuning.lesson import answer_loss
 from gazeguard.types import Sample
@@ -173,10 +174,16 @@ def make_reference(
         progress: called with steps done and steps in all.
 
     Raises:
-        ModelError: the configuration does not fit the base, or tuning ends in NaN.
+        ModelError: the configuration does not fit the base, the base is kept off its device
+            between passes, or tuning ends in NaN.
     """
     if out.is_dir():
         return out
+    if offloads(base.base):
+        raise ModelError(
+            f"{base.name} does not fit on the device as a whole, so it cannot be fine-tuned there:"
+            " give benign fine-tunes with --reference."
+        )
     from peft import get_peft_model
 
     torch.manual_seed(recipe.seed)
