@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from gazeguard.bench.scale.cost import SIZES, foretold
 from gazeguard.bench.scale.kills import kills
 from gazeguard.bench.scale.memory import memory
 from gazeguard.bench.scale.stage import stage
@@ -20,6 +22,8 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     yield "model stage, lab base", stage(work / "a", 40 if quick else 400, 1 if quick else 7, None)
     size, rows = (small, 4) if quick else (Size(), 12)
     yield "model stage, long prompts", stage(work / "b", rows, 1 if quick else 5, size)
+    sizes = (small, replace(small, layers=3)) if quick else SIZES
+    yield "arithmetic", foretold(work / "c", 2 if quick else 8, 1 if quick else 5, sizes)
     few, many = (300, 900) if quick else (20_000, 200_000)
     yield "memory", memory(work / "memory", few, many, threads)
     if quick:  # the rest is minutes whatever the size; tests/integration/test_clean_ray.py

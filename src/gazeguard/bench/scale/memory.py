@@ -1,11 +1,12 @@
 """Memory and time of `clean` beside the model: rows that are read, and numbers that are recorded.
 
-The recorded numbers stand for a model of four layers and four heads; all else is the real thing.
+The recorded numbers stand for those of a small model or of one of 7B; all else is the real thing.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -30,17 +31,22 @@ from gazeguard.provenance import environment
 from gazeguard.report.model import GalleryItem
 from gazeguard.types import Sample
 
-LAYERS, HEADS, IMAGE_TOKENS = 4, 4, 64
+RATE = "beside a model of 32 layers and 32 heads"  # how the name of that figure ends
+SMALL, LARGE = (4, 4), (32, 32)  # layers and heads
+IMAGE_TOKENS = 64
 
 
 class Recorded:
     """A `Reader` that decodes every row and looks its numbers up in a random table."""
 
+    shape = SMALL
+
     def __init__(self, job: Job, dataset: Dataset) -> None:
         self._dataset = dataset
+        layers, heads = self.shape
         rng = np.random.default_rng(0)
         self._tables = {
-            prefix + name: rng.uniform(1, 4, (1000, LAYERS * (HEADS if "head" in name else 1)))
+            prefix + name: rng.uniform(1, 4, (1000, layers * (heads if "head" in name else 1)))
             .round(3)
             .astype(np.float32)
             for prefix in ("", BEFORE)
@@ -56,7 +62,7 @@ class Recorded:
         data |= {"rows": self._dataset.count(), "fingerprint": self._dataset.fingerprint()}
         record = {**environment(), "model": {"id": "recorded", "name": "recorded"}, "data": data}
         record |= {"device": "cpu", "dtype": "float32", "attention": "recorded"}
-        return About(record, tuple(range(LAYERS)), "cpu", ())
+        return About(record, tuple(range(self.shape[0])), "cpu", ())
 
     def fitting_batch(self) -> int:
         """Any would do."""
@@ -115,11 +121,19 @@ def _watched() -> Iterator[dict[str, float]]:
 
 
 def memory(work: Path, few: int, many: int, threads: int) -> Part:
-    """Two sizes, each in a process of its own."""
-    found: dict[str, dict[str, float]] = {}
-    for rows in (few, many):
-        arguments = {"work": str(work / str(rows)), "rows": rows}
-        found[str(rows)] = in_child("gazeguard.bench.scale.memory", arguments, threads)
+    """Two sizes of the small model and one of the large, each in a process of its own."""
+    module = "gazeguard.bench.scale.memory"
+
+    def one(rows: int, shape: tuple[int, int]) -> dict[str, float]:
+        place = work / f"{rows}-{shape[0]}"
+        found: dict[str, float] = in_child(
+            module, {"work": str(place), "rows": rows, "shape": shape}, threads
+        )
+        shutil.rmtree(place)
+        return found
+
+    found = {str(rows): one(rows, SMALL) for rows in (few, many)}
+    wide = one(few, LARGE)
     small, large = found.values()
     what = f"{many:,} rows / {few:,} rows, beside the model"
 
@@ -135,16 +149,18 @@ def memory(work: Path, few: int, many: int, threads: int) -> Part:
         Figure(f"{what}: peak of resident memory, mapped files too", "x", times("resident")),
         Figure(f"{what}: time per row", "x", times("seconds", many / few), at_most=1.10),
         Figure(
-            f"clean of {many:,} rows, beside the model",
+            f"clean of {many:,} rows, beside a small model",
             "rows/s",
             Spread.of([many / large["seconds"]]),
         ),
+        Figure(f"clean of {few:,} rows, {RATE}", "rows/s", Spread.of([few / wide["seconds"]])),
     ]
-    return figures, {"found": found}
+    return figures, {"found": found, "wide": wide}
 
 
 def _child(arguments: dict[str, Any]) -> dict[str, float]:
     work, rows = Path(arguments["work"]), arguments["rows"]
+    Recorded.shape = tuple(arguments["shape"])
     data = small_set(work / "set.parquet", rows)
     run.Here = Recorded  # type: ignore[attr-defined,assignment]
     warm = small_set(work / "warm.parquet", 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +29,10 @@ def stage(work: Path, rows: int, repeats: int, size: Size | None) -> Part:
     folder = BASE if size is None else random_llava(work / "model", size)
     name = "lab base" if size is None else f"llava of {size.grid**2:,} image tokens"
     target = load(folder, dtype="float32", device_map="cpu")
-    data = open_dataset(lab_set(work / "set.parquet", rows))
     look = Look(target, None)
-    parts = [
-        part
-        for batch in batches(data.rows(), [(0, rows)], look.encode, None, target.device)
-        for part in batch.parts
-    ]
+    parts = parts_of(look, work / "set.parquet", rows)
     runs: dict[str, Callable[[], object]] = {
-        "stage": partial(_stage, look, parts),
+        "stage": partial(looking, look, parts),
         "bare": partial(_bare, target, parts, fast=False),
         "bare, faster library": partial(_bare, target, parts, fast=True),
     }
@@ -52,7 +48,18 @@ def stage(work: Path, rows: int, repeats: int, size: Size | None) -> Part:
     return [figure], {"rows": rows, "batches": len(parts), "seconds": took}
 
 
-def _stage(look: Look, parts: list[Encoded]) -> None:
+def parts_of(look: Look, data: Path, rows: int) -> list[Encoded]:
+    """Rows of the lab as `clean` batches and encodes them."""
+    stream = open_dataset(lab_set(data, rows)).rows()
+    device = look.target.device
+    return [
+        part
+        for batch in batches(stream, [(0, rows)], look.encode, None, device)
+        for part in batch.parts
+    ]
+
+
+def looking(look: Look, parts: list[Encoded]) -> None:
     """What `clean` does with a batch between its encoding and its block."""
     with fast_linear():
         for samples, encoded in parts:
@@ -61,8 +68,6 @@ def _stage(look: Look, parts: list[Encoded]) -> None:
 
 def _bare(target: Target, parts: list[Encoded], fast: bool) -> None:
     """The model's own kernel and next-token logits, with the matrix library asked for."""
-    from contextlib import nullcontext
-
     with torch.inference_mode(), fast_linear() if fast else nullcontext():
         for _, encoded in parts:
             target.model(**encoded.inputs, use_cache=False, logits_to_keep=1)
