@@ -62,9 +62,8 @@ def arithmetic(config: Any, tokens: int) -> Arithmetic:
 
 def _matrices(module: Any) -> int:
     """Weights that are multiplied with every position."""
-    return sum(
-        part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear)
-    )
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)  # a patch's convolution is one position's product
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, kinds))
 
 
 def foretold(work: Path, rows: int, repeats: int, sizes: tuple[Size, Size] = SIZES) -> Part:
