@@ -110,7 +110,13 @@ def main(suite: str, work: Path, out: Path) -> None:
             models.append(found)
             best = max(found["windows"], key=lambda window: window["value"])
             click.echo(f"{entry.name} {trigger}: best {best['value']:.3f} from {best['first']} on")
-    about = {"suite": asked.name, "machine": machine(1), "calibration": asked.calibration}
+    about = {
+        "schema_version": 1,
+        "window": WINDOW,
+        "suite": asked.name,
+        "machine": machine(1),
+        "calibration": asked.calibration,
+    }
     write_json(out, about | {"models": models})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
+from gazeguard.bench.markdown import Result, attack_took, by, head, interval, mean, row
 from gazeguard.methods.cleansight.settings import DEFAULT_SETTING
 
 HEAD = """## CleanSight's guard: is a trigger seen, and the answer saved?
@@ -98,3 +98,34 @@ def _runs(results: list[Result]) -> str:
 def _what(result: Result) -> tuple[str, str, str]:
     cell = result["cell"]
     return cell["task"], cell["trigger"], cell["recipe"]
+
+
+DEPTH = """## Where in depth a trigger shows
+
+CleanSight watches 3 of 32 layers from layer 10 on, and reports AUROC close to 1 in layers 10 to 24.
+Here the paper's detector (ratios of all heads, diagonal distance) is fitted on every run of
+{window} layers of a pretrained language model of {layers} layers: {known} clean requests to fit on,
+{asked} clean and as many triggered ones to judge, one seed, 95 % bootstrap intervals over requests.
+The benign fine-tune is shown the same triggers, as a control: what it reacts to is the picture, not
+a backdoor.
+"""
+
+
+def depth_table(result: Result) -> str:
+    """AUROC by first layer of the window: attacked models, then the benign ones."""
+    models = sorted(result["models"], key=lambda m: (m["truth"] == "benign", m["trigger"]))
+    windows, layers = models[0]["windows"], len(models[0]["windows"]) + result["window"] - 1
+    about = DEPTH.format(
+        window=result["window"],
+        layers=layers,
+        known=result["calibration"],
+        asked=models[0]["n"][0],
+    )
+    run = f"`python -m gazeguard.bench.depth {result['suite']} --work runs`.\n"
+    titles = [m["trigger"] + (", benign" if m["truth"] == "benign" else "") for m in models]
+    lines = head(" | ".join(["layers", *titles]))
+    for place, window in enumerate(windows):
+        last = window["first"] + result["window"] - 1
+        found = (model["windows"][place] for model in models)
+        lines.append(row([f"{window['first']} to {last}", *map(interval, found)]))
+    return "\n".join([about, run, *lines]) + "\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gazeguard.bench.amdet_tables import amdet_tables
 from gazeguard.bench.entropy_tables import entropy_tables, made_table
-from gazeguard.bench.guard_tables import guard_tables
+from gazeguard.bench.guard_tables import depth_table, guard_tables
 from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
 from gazeguard.lab.poison import TARGET
 
@@ -68,7 +68,8 @@ def page(
     parts += ["## BYE, every run\n", _runs(results)]
     if guard:
         parts.append(guard_tables(list(guard)))
-    parts += [SINGLE[name](single[name]) for name in ("guard_cost", "serve") if name in single]
+    about_guard = ("depth", "guard_cost", "serve")
+    parts += [SINGLE[name](single[name]) for name in about_guard if name in single]
     if scans:
         parts.append(entropy_tables(scans))
     parts += [SINGLE[n](single[n]) for n in ("made_references", "scan_cost") if n in single]
@@ -226,6 +227,7 @@ def _what(result: Result) -> tuple[str, float, str]:
 
 
 SINGLE: dict[str, Callable[[Result], str]] = {
+    "depth": depth_table,
     "guard_cost": lambda found: f"{COST_HEAD}\n{_figures(found, 'guard_cost')}",
     "serve": _server,
     "made_references": made_table,
