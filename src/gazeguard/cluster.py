@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 from gazeguard.errors import MissingExtra, UsageError
 
+_KNOCK_SECONDS = 10.0
 # What `ray.init` takes; anything else is an argument that `--ray` swallowed.
 _ADDRESS = re.compile(r"auto|local|(ray://)?[\w.\-\[\]:]+:\d+")
 
@@ -88,13 +90,14 @@ def connected(asked: Ray) -> Iterator[Workers]:
     mine = not ray.is_initialized()
     if mine:
         try:
+            _knock(asked.address)
             ray.init(
                 address=asked.address or None,
                 include_dashboard=False if asked.address in ("", "local") else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(
                 f"the Ray cluster {asked.address or 'of RAY_ADDRESS'} cannot be reached"
                 f" ({str(error).splitlines()[0].rstrip('.')}): check the address, or leave it out"
@@ -105,6 +108,17 @@ def connected(asked: Ray) -> Iterator[Workers]:
     finally:
         if mine:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody listens there: Ray itself asks for ten minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 def _workers(asked: Ray, there: dict[str, Any]) -> Workers:

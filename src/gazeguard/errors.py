@@ -8,6 +8,7 @@
     ├── DataError (ValueError)         the data set as a whole cannot be used
     │   └── RowError                   one row cannot be read; callers turn it into a `SkippedRow`
     ├── MeasurementError (RuntimeError)  the model ran, but its numbers cannot be judged (NaN)
+    ├── WorkerLost (RuntimeError)      a process of a cluster died each time it did this work
     ├── RefusedError (RuntimeError)    a guarded call was stopped; carries the verdicts
     └── MissingExtra (ImportError)     an optional dependency is not installed
 
@@ -45,6 +46,10 @@ class RowError(DataError):
 
 class MeasurementError(GazeguardError, RuntimeError):
     """The model ran, but what was measured cannot be judged."""
+
+
+class WorkerLost(GazeguardError, RuntimeError):
+    """A process of a cluster died each time it did this work."""
 
 
 class RefusedError(GazeguardError, RuntimeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from gazeguard import cluster
@@ -54,3 +56,14 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"gazeguard\[ray\]"), connected(Ray()):
         pass
+
+
+def test_an_address_where_nobody_listens_is_one_sentence() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        with (
+            pytest.raises(UsageError, match="cannot be reached"),
+            connected(Ray(f"127.0.0.1:{port}")),
+        ):
+            pass

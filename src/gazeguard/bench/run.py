@@ -1,8 +1,8 @@
 """`gazeguard bench run`: make a suite's models, let every defence meet them, one JSON per cell.
 
 Three rounds of tasks that do not depend on each other: bases, models, defences. Every task is a
-process's own, on one thread, so that no figure depends on how many run side by side. A file that
-exists is not made again: a stopped run goes on where it was.
+process's own, on one thread, so that no figure depends on how many run side by side, or on which
+machines of a Ray cluster. A file that exists is not made again: a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,25 @@ from gazeguard.bench.cell import Bench
 from gazeguard.bench.defences import DEFENCES
 from gazeguard.bench.index import Index, Task
 from gazeguard.bench.suite import Entry, Suite, load_plugins
-from gazeguard.errors import GazeguardError, UsageError
+from gazeguard.cluster import Ray, connected
+from gazeguard.errors import GazeguardError, UsageError, WorkerLost
 from gazeguard.files import write_json
 from gazeguard.lab import zoo
 from gazeguard.lab.text import zoo as encoders
 from gazeguard.lab.text.zoo import EncoderModel
 from gazeguard.lab.zoo import Recipe
+from gazeguard.ray_pool import ray_pool
 
 Log = Callable[[str], None]
 
 
 def run_suite(
-    suite: Suite, out: Path, work: Path, workers: int | None = None, log: Log = print
+    suite: Suite,
+    out: Path,
+    work: Path,
+    workers: int | None = None,
+    log: Log = print,
+    ray: Ray | None = None,
 ) -> list[str]:
     """Make all that is not there yet, and write `suite.json` and `cells/*.json`.
 
@@ -45,15 +53,18 @@ def run_suite(
         work: for bases, models and what defences keep; several suites may share it.
         workers: processes side by side; as many as cores when None.
         log: gets a line per model and per cell.
+        ray: a cluster whose workers do it all, as many as `ray` says; `out`, `work` and the suite's
+            plugins are on storage that all its machines share.
 
     Returns:
         One sentence for each cell that failed.
 
     Raises:
         UsageError: a base cannot be made, or `out` cannot be written.
+        WorkerLost: a worker of the cluster died each time on the same model.
     """
     (out / "cells").mkdir(parents=True, exist_ok=True)
-    with _pool(workers, suite.plugins) as pool:
+    with _pool(workers, suite.plugins) if ray is None else _ray(ray, suite, out, work) as pool:
         names = sorted({entry.base for entry in suite.entries})
         folders = dict(_all(pool, {name: (_base, name, work) for name in names}, log, "base"))
         scores = _models(pool, suite, folders, work, log)
@@ -188,6 +199,15 @@ def _pool(workers: int | None, plugins: Sequence[Path]) -> Iterator[Executor | N
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+@contextmanager
+def _ray(asked: Ray, suite: Suite, out: Path, work: Path) -> Iterator[Executor]:
+    """Processes of a cluster, of one thread whatever their cores."""
+    work.mkdir(parents=True, exist_ok=True)
+    first = partial(_start, [path.absolute() for path in suite.plugins])
+    with connected(asked) as workers, ray_pool(workers, first, 1, (out, work)) as pool:
+        yield pool
+
+
 def _each(pool: Executor | None, calls: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
     """Results of calls `name -> (function, arguments...)`, as they come."""
     if pool is None:
@@ -196,7 +216,11 @@ def _each(pool: Executor | None, calls: dict[str, tuple[Any, ...]]) -> Iterator[
         return
     futures = {pool.submit(*call): name for name, call in calls.items()}
     for future in as_completed(futures):
-        yield futures[future], future.result()
+        try:
+            result = future.result()
+        except WorkerLost as error:
+            raise WorkerLost(f"{futures[future]}: {error}") from error
+        yield futures[future], result
 
 
 def _all(

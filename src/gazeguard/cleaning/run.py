@@ -100,7 +100,7 @@ def clean(
         batch_size: rows per forward pass; lowered by itself when memory runs out. None suits it
             to the device and, on a CPU, to the length of the prompts; `auto` tries what is fastest.
         device: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or
-            `balanced` to spread the model over all GPUs.
+            `balanced` to spread the model over all GPUs, then main memory, then disk.
         dtype: `auto` for the checkpoint's own, or e.g. `bfloat16`.
         limit: look only at the first so many rows; the rest is in no output.
         resume: go on from the rows an earlier, unfinished run left in `out`. A changed model,

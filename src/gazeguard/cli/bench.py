@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gazeguard.cli._options import chosen_ray, ray_options
 from gazeguard.cli._terminal import NORMAL, narrated
 from gazeguard.errors import MeasurementError
 
@@ -28,16 +29,28 @@ def bench() -> None:
 @click.option(
     "--workers", type=click.IntRange(1), help="Processes side by side, of one thread each."
 )
-def run(suite: str, out: Path, work: Path | None, workers: int | None) -> None:
+@ray_options("models and cells")
+def run(
+    suite: str,
+    out: Path,
+    work: Path | None,
+    workers: int | None,
+    ray_address: str | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
+) -> None:
     """Run SUITE, the name of a shipped one or a TOML file; goes on where it was.
 
-    Writes a JSON file per cell (a model and a defence) and the tables of `bench table`.
+    Writes a JSON file per cell (a model and a defence) and the tables of `bench table`. With --ray,
+    OUT and --work are on storage that all machines share.
     """
     from gazeguard.bench.run import run_suite
     from gazeguard.bench.suite import read_suite
 
     click.get_current_context().with_resource(narrated(NORMAL))
-    failed = run_suite(read_suite(suite), out, work or out / "work", workers, log=click.echo)
+    ray = chosen_ray(ray_address, workers, worker_cpus, worker_gpus)
+    asked = read_suite(suite)
+    failed = run_suite(asked, out, work or out / "work", workers, log=click.echo, ray=ray)
     _tables(out)
     if failed:
         raise MeasurementError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,13 @@ import click
 from gazeguard.cli import _errors
 from gazeguard.cli._options import (
     adapter_option,
+    chosen_ray,
     device_option,
     dtype_option,
     fail_on_option,
     images_option,
     quiet_option,
+    ray_options,
     verbose_option,
 )
 from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
@@ -25,6 +29,7 @@ from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gazeguard.cluster import Ray
     from gazeguard.methods.amdet import Settings
     from gazeguard.scanning import ScanReport
     from gazeguard.scanning.options import VisionOptions
@@ -127,7 +132,8 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Keep results and recovered triggers here; the same command goes on where it was.",
+    help="Keep results and recovered triggers here; the same command goes on where it was. With "
+    "--ray on storage that all machines share.",
 )
 @click.option(
     "--textual-inversion", is_flag=True, help="Also write the trigger for diffusers into --out."
@@ -141,6 +147,13 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 )
 @device_option
 @dtype_option
+@ray_options("the models")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --ray: models side by side.  [default: as many as the cluster holds]",
+)
 @click.option(
     "--format",
     "shown",
@@ -185,6 +198,10 @@ def scan(
     target_images: Path | None,
     device: str,
     dtype: str,
+    ray_address: str | None,
+    workers: int | None,
+    worker_cpus: int | None,
+    worker_gpus: float | None,
     shown: str,
     fail_on: frozenset[str],
     quiet: bool,
@@ -205,6 +222,9 @@ def scan(
         raise click.UsageError("--quiet and --verbose exclude each other: give one.")
     if textual_inversion and out is None:
         raise click.UsageError("--textual-inversion needs --out, the folder to write it into.")
+    if workers is not None and ray_address is None:
+        raise click.UsageError("--workers are those of a Ray cluster: add --ray.")
+    ray = chosen_ray(ray_address, workers, worker_cpus, worker_gpus)
     verbosity = QUIET if quiet else VERBOSE if verbose else NORMAL
     from gazeguard.report.scan import WRITERS
     from gazeguard.scanning import scan as scan_models
@@ -237,7 +257,11 @@ def scan(
         rule, assigned, restarts=restarts, steps=steps, points=points, prompts=limit, seed=seed
     )
     try:
-        with narrated(verbosity) as console, _progress(console, verbosity) as progress:
+        with (
+            narrated(verbosity) as console,
+            _progress(console, verbosity) as progress,
+            _kept_clean(ray, verbosity),
+        ):
             report = scan_models(
                 models,
                 anchor,
@@ -251,6 +275,7 @@ def scan(
                 target_images=target_images,
                 dtype=dtype,
                 device=device,
+                ray=ray,
                 watch=write,
                 progress=progress,
             )
@@ -268,6 +293,16 @@ def scan(
         if model.error:
             click.echo(f"Error: {model.error}", err=True)
     ctx.exit(exit_code(report, fail_on))
+
+
+@contextmanager
+def _kept_clean(ray: Ray | None, verbosity: int) -> Iterator[None]:
+    """Stdout is the report's: Ray's own notices, of workers that died, do not go there."""
+    if ray is None:
+        yield
+        return
+    with redirect_stdout(sys.stderr if verbosity == VERBOSE else io.StringIO()):
+        yield
 
 
 def exit_code(report: ScanReport, fail_on: frozenset[str]) -> int:

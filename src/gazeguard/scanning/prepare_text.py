@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gazeguard.data.prompts import built_in, read_prompts
-from gazeguard.errors import ModelError, UsageError
+from gazeguard.errors import ModelError, UsageError, WorkerLost
 from gazeguard.methods.amdet import References, Settings
 from gazeguard.models.encoders.load import load_encoder
 from gazeguard.scanning.entry import Progress, entry_of
+from gazeguard.scanning.spread import Hands
 from gazeguard.scanning.store import Store, digest, folder_hashes
 from gazeguard.scanning.target_images import TargetImages
 from gazeguard.scanning.text import TextScan
@@ -34,6 +36,7 @@ def prepare_text(
     dtype: str,
     device: str,
     progress: Progress | None,
+    hands: Hands,
 ) -> tuple[TextScan, dict[str, Any]]:
     """Load what all encoders are compared with; gives the scanner and its provenance.
 
@@ -48,9 +51,9 @@ def prepare_text(
             " from."
         )
     images = None if target_images is None else TargetImages.of(target_images)
-    common, words = _common(anchor, prompts, settings, store, dtype, device)
+    common, words = _common(anchor, prompts, settings, store, dtype, device, hands)
     if references:
-        common = replace(common, references=_references(common, references, alpha, progress))
+        common = replace(common, references=_references(common, references, alpha, progress, hands))
     common = replace(common, textual_inversion=textual_inversion, images=images)
     return common, _provenance(common, str(anchor), words, references, alpha)
 
@@ -62,6 +65,7 @@ def _common(
     store: Store,
     dtype: str,
     device: str,
+    hands: Hands,
 ) -> tuple[TextScan, str]:
     """Load what all scans share, and say where the prompts are from."""
     if prompts is None:
@@ -70,6 +74,15 @@ def _common(
         words, source = read_prompts(prompts), str(prompts)
     else:
         words, source = list(prompts), "given"
+    place = hands.call(_place, device)
+    # An optimisation goes through the encoder, so half precision is only for who asks for it.
+    number = "float32" if dtype == "auto" else dtype
+    clean = load_encoder(anchor, dtype=number, device=place if hands.here else "cpu")
+    clean.check_finite()
+    return TextScan(clean, words, settings, clean.dtype, place, store), source
+
+
+def _place(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -77,32 +90,36 @@ def _common(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"the device '{device}' cannot be used here: give cpu or cuda.") from error
-    # An optimisation goes through the encoder, so half precision is only for who asks for it.
-    clean = load_encoder(anchor, dtype="float32" if dtype == "auto" else dtype, device=place)
-    clean.check_finite()
-    return TextScan(clean, words, settings, clean.dtype, place, store), source
+    return place
 
 
 def _references(
-    common: TextScan, names: Sequence[str], alpha: float, progress: Progress | None
+    common: TextScan,
+    names: Sequence[str],
+    alpha: float,
+    progress: Progress | None,
+    hands: Hands,
 ) -> References:
     """Scan the benign fine-tunes; asks first whether there are enough of them."""
     References((0.0,) * len(names), alpha)  # raises before hours of work
-    leverages = []
-    for place, name in enumerate(names):
-        entry = entry_of(common.scan, name, progress)
+    leverages = [0.0] * len(names)
+    scan_one = partial(entry_of, common.scan, progress=progress)
+    for done, (place, entry) in enumerate(hands.each(scan_one, names), 1):
+        name = names[place]
+        if isinstance(entry, WorkerLost):
+            raise ModelError(f"the reference {name} could not be measured: {entry}")
         if entry.error:
             raise ModelError(entry.error)
         if "leverage" not in entry.numbers:
             raise ModelError(f"the reference {name} could not be measured: {entry.reason}")
         log.info(
             "reference %d of %d: %s: leverage %.2f",
-            place + 1,
+            done,
             len(names),
             name,
             entry.numbers["leverage"],
         )
-        leverages.append(float(entry.numbers["leverage"]))
+        leverages[place] = float(entry.numbers["leverage"])
     return References(tuple(leverages), alpha)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gazeguard.calibrate import needed_samples
-from gazeguard.errors import MeasurementError, ModelError, UsageError
+from gazeguard.errors import MeasurementError, ModelError, UsageError, WorkerLost
+from gazeguard.methods.entropyscan import Sight
 from gazeguard.models.device import chosen_device
 from gazeguard.models.files import resolve
 from gazeguard.scanning.entry import Progress, steps_of
@@ -16,6 +18,7 @@ from gazeguard.scanning.making import ReferenceMaker, cache_folder, tuning_rows
 from gazeguard.scanning.models import is_adapter
 from gazeguard.scanning.options import VisionOptions
 from gazeguard.scanning.samples import SampleSet
+from gazeguard.scanning.spread import Hands
 from gazeguard.scanning.store import Store, digest
 from gazeguard.scanning.subject import Subject, recorded_base
 from gazeguard.scanning.vision import VisionScan
@@ -32,6 +35,7 @@ def prepare_vision(
     dtype: str,
     device: str,
     progress: Progress | None,
+    hands: Hands,
 ) -> tuple[VisionScan, dict[str, Any]]:
     """Look at the base and the references; gives the scanner and its provenance.
 
@@ -44,6 +48,7 @@ def prepare_vision(
         dtype: of all models.
         device: of all models.
         progress: called with a model, samples done and samples in all.
+        hands: those who look.
 
     Raises:
         UsageError: no samples, or no base.
@@ -59,7 +64,7 @@ def prepare_vision(
     base, others = _base(suspects, references)
     images = None if options.images is None else Path(options.images)
     samples = SampleSet(Path(options.samples), images, options.settings.samples)
-    place, why = chosen_device(device)
+    place, why = hands.call(chosen_device, device)
     log.info("Device %s (%s).", place, why)
     if 0 < len(others) + options.make_references < needed:
         log.warning(
@@ -93,7 +98,9 @@ def prepare_vision(
         store,
         make,
     )
-    _look_at_known(scanner, progress)
+    _look_at_known(scanner, progress, hands)
+    if make is not None and not hands.here:  # one worker makes them, all others find them
+        scanner.know(hands.call(scanner.look_ahead, suspects))
     return scanner, {
         "base": {"model": base.name, "fingerprint": digest(base.hashes)},
         "references": [reference.name for reference in scanner.references],
@@ -143,9 +150,17 @@ def _distinct(base: Subject, names: Sequence[str]) -> list[Subject]:
     return list(found.values())
 
 
-def _look_at_known(scanner: VisionScan, progress: Progress | None) -> None:
-    for subject in (scanner.base, *scanner.references):
-        try:
-            scanner.look_at(subject, steps_of(subject.name, progress))
-        except MeasurementError as error:
-            raise ModelError(f"the reference {subject.name} cannot be used: {error}") from error
+def _look_at_known(scanner: VisionScan, progress: Progress | None, hands: Hands) -> None:
+    for known in ((scanner.base,), scanner.references):  # the others are compared with the base
+        for place, seen in hands.each(partial(_look, scanner, progress), known):
+            if isinstance(seen, WorkerLost):
+                raise ModelError(f"the reference {known[place].name} cannot be used: {seen}")
+            scanner.know(seen)
+
+
+def _look(scanner: VisionScan, progress: Progress | None, subject: Subject) -> dict[str, Sight]:
+    try:
+        scanner.look_at(subject, steps_of(subject.name, progress))
+        return scanner.seen
+    except MeasurementError as error:
+        raise ModelError(f"the reference {subject.name} cannot be used: {error}") from error

@@ -1,22 +1,26 @@
-"""Scanning a list of models, one after the other, so that a killed run can go on."""
+"""Scanning a list of models, one after the other or side by side; a killed run can go on."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gazeguard.errors import ModelError, UsageError
+from gazeguard.cluster import Ray
+from gazeguard.errors import ModelError, UsageError, WorkerLost
 from gazeguard.methods.amdet import Settings
 from gazeguard.provenance import environment
 from gazeguard.scanning.entry import Progress, ScanOne, entry_of, failed
+from gazeguard.scanning.making import cache_folder
 from gazeguard.scanning.models import TEXT_ENCODER, VISION_LANGUAGE, expand, kind_of
 from gazeguard.scanning.options import VisionOptions
 from gazeguard.scanning.prepare_text import prepare_text
 from gazeguard.scanning.prepare_vision import prepare_vision
 from gazeguard.scanning.result import ScannedModel, ScanReport, Status
+from gazeguard.scanning.spread import Hands, hands
 from gazeguard.scanning.store import Store
 
 log = logging.getLogger("gazeguard.scan")
@@ -38,6 +42,7 @@ def scan(
     target_images: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    ray: Ray | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> ScanReport:
@@ -63,11 +68,15 @@ def scan(
             to the recovered target are shown.
         dtype: `auto` (float32 for text encoders, else the checkpoint's own), or a name.
         device: where to run; auto takes a GPU when there is one.
+        ray: a cluster whose workers scan the models side by side. Relative paths are looked for in
+            the same folder on every machine, and `out` is on storage that all of them share.
         watch: called with the report before the first model and after each.
-        progress: called with the model, steps done and steps in all.
+        progress: called with the model, steps done and steps in all; with `ray`, with the number
+            of models, those done and those in all.
 
     Raises:
-        UsageError: what one of the kinds needs is missing; an unusable output folder.
+        UsageError: what one of the kinds needs is missing; an unusable output folder or cluster.
+        MissingExtra: `ray` is given and not installed.
         DataError: prompts, samples or target images cannot be read.
         ModelError: anchor, base or a reference cannot be used.
     """
@@ -89,36 +98,78 @@ def scan(
     scanners: dict[str, ScanOne] = {}
     record: dict[str, Any] = environment()
     of_kind = {kind: [n for n in known if kind_of(n) == kind] for kind in set(map(str, kinds))}
-    if VISION_LANGUAGE in kinds:
-        asked = [n for n, kind in zip(named, kinds, strict=True) if kind == VISION_LANGUAGE]
-        seen, more = prepare_vision(
-            asked, of_kind[VISION_LANGUAGE], alpha, vision, store, dtype, device, progress
-        )
-        scanners[VISION_LANGUAGE], record["vision"] = seen.scan, more
-    if TEXT_ENCODER in kinds:
-        read, more = prepare_text(
-            anchor,
-            prompts,
-            of_kind[TEXT_ENCODER],
-            alpha,
-            settings or Settings(),
-            store,
-            textual_inversion,
-            target_images,
-            dtype,
-            device,
-            progress,
-        )
-        scanners[TEXT_ENCODER] = read.scan
-        record |= more
-    report = replace(report, provenance=record)
-    for place, name in enumerate(named):
-        entry = report.models[place]
-        if entry.status is Status.PENDING:
-            entry = entry_of(scanners[str(kinds[place])], name, progress)
-        log.info("%d of %d: %s: %s", place + 1, len(named), name, entry.outcome)
-        report = _announced(report.updated(place, entry), watch)
+    with hands(ray, _shared(store, vision)) as workers:
+        steps = progress if workers.here else None
+        if device == "auto" and not workers.has_gpu:
+            device = "cpu"
+        if VISION_LANGUAGE in kinds:
+            asked = [n for n, kind in zip(named, kinds, strict=True) if kind == VISION_LANGUAGE]
+            seen, more = prepare_vision(
+                asked, of_kind[VISION_LANGUAGE], alpha, vision, store, dtype, device, steps, workers
+            )
+            scanners[VISION_LANGUAGE], record["vision"] = seen.scan, more
+        if TEXT_ENCODER in kinds:
+            read, more = prepare_text(
+                anchor,
+                prompts,
+                of_kind[TEXT_ENCODER],
+                alpha,
+                settings or Settings(),
+                store,
+                textual_inversion,
+                target_images,
+                dtype,
+                device,
+                steps,
+                workers,
+            )
+            scanners[TEXT_ENCODER] = read.scan
+            record |= more
+        report = replace(report, provenance=record)
+        todo = {n: str(kind) for n, kind in zip(named, kinds, strict=True) if isinstance(kind, str)}
+        return _scanned(report, todo, scanners, workers, watch, progress)
+
+
+def _scanned(
+    report: ScanReport,
+    todo: dict[str, str],
+    scanners: dict[str, ScanOne],
+    workers: Hands,
+    watch: Watch | None,
+    progress: Progress | None,
+) -> ScanReport:
+    """The report, with the models `name -> kind` scanned."""
+    named = [model.model for model in report.models]
+    done = len(named) - len(todo)
+    for model in report.models:
+        if model.status is Status.FAILED:
+            log.info("%s: %s", model.model, model.outcome)
+    if done:
+        _announced(report, watch)
+    scan_one = partial(_scan_one, scanners, progress if workers.here else None)
+    items = list(todo.items())
+    for place, entry in workers.each(scan_one, items):
+        name, done = items[place][0], done + 1
+        if isinstance(entry, WorkerLost):
+            entry = failed(name, f"{name} could not be scanned: {entry}")
+        log.info("%d of %d: %s: %s", done, len(named), name, entry.outcome)
+        report = _announced(report.updated(named.index(name), entry), watch)
+        if progress is not None and not workers.here:
+            progress(f"{len(named)} models", done, len(named))
     return report
+
+
+def _scan_one(
+    scanners: dict[str, ScanOne], progress: Progress | None, todo: tuple[str, str]
+) -> ScannedModel:
+    name, kind = todo
+    return entry_of(scanners[kind], name, progress)
+
+
+def _shared(store: Store, vision: VisionOptions) -> list[Path]:
+    """Folders that workers write to."""
+    made = [cache_folder(store.out)] if vision.make_references else []
+    return [store.out or made[0]] if store.out or made else []
 
 
 def _with_adapter(named: list[str], known: list[str], adapter: str) -> tuple[list[str], list[str]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from gazeguard.data.dataset import Dataset
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import DataError
 from gazeguard.scanning.store import digest
@@ -26,7 +29,7 @@ class SampleSet:
 
     def __init__(self, path: Path, images: Path | None, limit: int, after: int = -1) -> None:
         self.path = path
-        self._dataset = open_dataset(path, images=images)
+        self._images = images
         self.rows: list[int] = []
         self.sample_ids: list[str] = []
         self.answered = 0
@@ -43,6 +46,14 @@ class SampleSet:
         if not self.rows and after < 0:
             reason = self.skipped[0].reason if self.skipped else "it is empty"
             raise DataError(f"no row of {path} can be read (first: {reason}): give benign samples.")
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return open_dataset(self.path, images=self._images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the files for itself, once it needs them.
+        return {name: value for name, value in vars(self).items() if name != "_dataset"}
 
     def __len__(self) -> int:
         return len(self.rows)

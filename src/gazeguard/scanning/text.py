@@ -32,7 +32,7 @@ class TextScan:
     """Everything that is the same for all encoders of a list.
 
     Attributes:
-        anchor: the clean encoder, loaded.
+        anchor: the clean encoder, loaded; moved to `device` by the first scan.
         prompts: ordinary prompts.
         settings: of the method.
         dtype, device: of the suspects.
@@ -92,6 +92,9 @@ class TextScan:
         if self.images is not None:  # asked for before minutes of search
             image_processor(encoder_folder(model), model)
         suspect = load_encoder(model, dtype=self.dtype, device=self.device)
+        for part in (self.anchor.model, self.anchor.projection):
+            if part is not None:
+                part.to(self.device)
         try:
             with _told_of_memory(model):
                 found = scan_encoder(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
-from gazeguard.errors import MeasurementError, ModelError
+from gazeguard.errors import GazeguardError, MeasurementError, ModelError
 from gazeguard.methods.entropyscan import Settings, Sight, Standing, decide, standing
 from gazeguard.methods.entropyscan.sight import paired
 from gazeguard.models.difference import Difference, tuned_parts
@@ -89,6 +90,32 @@ class VisionScan:
                 found = self._entry(suspect, verdict, {}, {}, began)
             self.store.put(key, found)
         return found
+
+    def look_ahead(self, models: Sequence[str]) -> dict[str, Sight]:
+        """Make and look at all references that `scan` will need for these models.
+
+        A model that cannot be used is passed over: its own scan says so.
+
+        Returns:
+            `seen`, for `know` of a scanner in another process.
+        """
+        for model in models:
+            with suppress(GazeguardError):
+                suspect = Subject.of(model, self.base.folder)
+                difference = suspect.difference(self.base.folder)
+                if difference.kind != "none":
+                    for reference in self._references(suspect, difference):
+                        self.look_at(reference)
+        return self.seen
+
+    @property
+    def seen(self) -> dict[str, Sight]:
+        """The sights in memory."""
+        return self._seen
+
+    def know(self, sights: Mapping[str, Sight]) -> None:
+        """Take what another process saw."""
+        self._seen.update(sights)
 
     def look_at(
         self, subject: Subject, progress: Steps | None = None, *, keep: bool = True
