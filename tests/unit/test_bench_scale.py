@@ -30,7 +30,7 @@ def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--out", str(out), "--quick"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     figures = json.loads(out.read_text())["figures"]
-    assert len(figures) == 12
+    assert len(figures) == 16
     assert all(figure["value"]["median"] > 0 for figure in figures)
     assert sum(figure["name"].endswith(RATE) for figure in figures) == 1
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gazeguard.bench.scale.cost import SIZES, foretold
+from gazeguard.bench.scale.formats import formats
 from gazeguard.bench.scale.kills import kills
 from gazeguard.bench.scale.memory import memory
 from gazeguard.bench.scale.stage import stage
@@ -22,6 +23,9 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     yield "model stage, lab base", stage(work / "a", 40 if quick else 400, 1 if quick else 7, None)
     size, rows = (small, 4) if quick else (Size(), 12)
     yield "model stage, long prompts", stage(work / "b", rows, 1 if quick else 5, size)
+    few = 1 if quick else 5
+    yield "formats, lab base", formats(work / "d", 20 if quick else 200, few, None, not quick)
+    yield "formats, long prompts", formats(work / "e", rows, few, size, not quick)
     sizes = (small, replace(small, layers=3)) if quick else SIZES
     yield "arithmetic", foretold(work / "c", 2 if quick else 8, 1 if quick else 5, sizes)
     few, many = (300, 900) if quick else (20_000, 200_000)
