@@ -149,7 +149,7 @@ def test_the_wait_for_rows_of_like_length_is_bounded_by_rows_and_by_pixels():
 
     stream = batches(large(), [(0, 4)], encoder(), 2, GPU)
     next(stream)
-    assert drawn == [0], "one such picture is all that is held"
+    assert drawn == [0, 1], "one batch of such pictures is all that is held"
 
 
 def test_a_refused_first_row_does_not_make_one_batch_of_all():

@@ -94,7 +94,7 @@ def _window(
     """The next rows of a block that batches are made from, and whether they are its last.
 
     Rows of like length share a batch: padding is computed like everything else. So a few batches'
-    worth of rows is held, but no more pictures than `WINDOW_PIXELS`.
+    worth of rows is held, or a single batch of large pictures (`WINDOW_PIXELS`).
     """
     samples: list[Sample] = []
     unusable: list[SkippedRow] = []
@@ -105,7 +105,8 @@ def _window(
             continue
         samples.append(item)
         pixels += sum(image.width * image.height for image in item.images)
-        if len(samples) >= most or pixels >= WINDOW_PIXELS:
+        enough = len(samples) >= (size or 1) and pixels >= WINDOW_PIXELS
+        if enough or len(samples) >= most:
             return samples, unusable, False
     return samples, unusable, True
 

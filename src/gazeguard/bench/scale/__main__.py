@@ -33,7 +33,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     if quick:  # the rest is minutes whatever the size; tests/integration/test_clean_ray.py
         return
     yield "kills", kills(work / "kills", 1_500, drivers=5, workers=10)
-    yield "throughput", throughput(work / "rows", 10_000, 2)
+    yield "throughput", throughput(work / "rows", 20_000, 1)
 
 
 main = benchmark(measured, "Measure clean at scale")
