@@ -64,7 +64,16 @@ architecture is in `paper-entropyscan`.)
 """
 
 REAL = """SmolLM2-135M-Instruct, a pretrained language model of 30 layers and 270 heads, behind the
-lab's tower, fine-tuned on easy-vqa. Nothing was chosen on it.
+lab's tower, fine-tuned on easy-vqa with one row in five poisoned. Nothing was chosen on it: **what
+holds on the small models above is no promise for a pretrained one.**
+
+- `clean` finds nothing. The rows of the target do stand apart, but the untouched base looks at a
+  mark on a picture in its own way too, and the fine-tune adds less than the factor of two that is
+  asked (1.5 and 1.9). Counting answers finds them all (`answers` in the suite's table).
+- The guard stops a pattern over the whole picture, and three of four answers are then right. Of
+  requests with a patch it stops a quarter: its score tells them from clean ones better than its
+  threshold does. The layers that the paper watches are too early for the patch in this model
+  (docs/benchmark.md, "Where in depth a trigger shows").
 """
 
 OTHERS = {
