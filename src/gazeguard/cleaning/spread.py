@@ -223,13 +223,15 @@ class Spread:
         log.info("A worker died over rows %d to %d.", start, stop - 1)
         is_whole, is_row = guilty.part == guilty.block, stop - start == 1
         if (is_whole or is_row) and guilty.deaths < TRIES:
-            todo.appendleft(guilty)
+            todo.append(
+                guilty
+            )  # last: what kills workers now and then finds other blocks meanwhile
         elif is_row:
             return [(guilty, skipped_table(start, WORKER_DIED))]
         else:
             middle = (start + stop) // 2
             halves = ((start, middle), (middle, stop))
-            todo.extendleft(_Task(guilty.block, half) for half in reversed(halves))
+            todo.extend(_Task(guilty.block, half) for half in halves)
         return []
 
     def _ask(self, what: str, *args: Any) -> Any:

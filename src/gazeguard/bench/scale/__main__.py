@@ -32,7 +32,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     yield "memory", memory(work / "memory", few, many, threads)
     if quick:  # the rest is minutes whatever the size; tests/integration/test_clean_ray.py
         return
-    yield "kills", kills(work / "kills", 1_500, drivers=5, workers=10)
+    yield "kills", kills(work / "kills", 3_000, drivers=5, workers=10)
     yield "throughput", throughput(work / "rows", 20_000, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,29 +28,31 @@ def start(data: Path, out: Path, options: Sequence[str] = ()) -> subprocess.Pope
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return subprocess.Popen(
         [sys.executable, "-c", _MAIN, "clean", str(BASE), str(data), "--adapter"]
-        + [str(ADAPTER), "--out", str(out), "--device", "cpu", "-q", *options],
+        + [str(ADAPTER), "--out", str(out), "--device", "cpu", *options],
         env=os.environ | dict.fromkeys(names, "1") | {"HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end.
+def finish(process: subprocess.Popen[bytes]) -> float:
+    """Wait for the end; gives the rows/s that the command reports, of the rows that it measured.
 
     Raises:
         RuntimeError: it did not end with a verdict of poison.
     """
     _, said = process.communicate()
+    text = said.decode()
     if process.returncode != _FLAGGED:
-        raise RuntimeError(f"clean ended with {process.returncode}: {said.decode()[-2000:]}")
+        raise RuntimeError(f"clean ended with {process.returncode}: {text[-2000:]}")
+    return float(re.findall(r"([\d,.]+) rows/s", text)[-1].replace(",", ""))
 
 
-def seconds(data: Path, out: Path, options: Sequence[str] = ()) -> float:
-    """Wall seconds from the start of the command to its end."""
+def timed(data: Path, out: Path, options: Sequence[str] = ()) -> tuple[float, float]:
+    """Wall seconds from the start of the command to its end, and its own rows/s."""
     began = time.perf_counter()
-    finish(start(data, out, options))
-    return time.perf_counter() - began
+    rate = finish(start(data, out, options))
+    return time.perf_counter() - began, rate
 
 
 def same_bytes(one: Path, other: Path) -> bool:
