@@ -81,6 +81,11 @@ class _Task:
     part: Span
     deaths: int = 0
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a worker died of it, or of more than it."""
+        return self.deaths > 0 or self.part != self.block
+
 
 class _Hand:
     """A worker and what it has to do, oldest first; None stands for loading the model.
@@ -99,6 +104,16 @@ class _Hand:
         kind, *arguments = self._made
         self.actor = kind.remote(*arguments)
         self.work.append((self.actor.open.remote(), None))
+
+    def takes(self, task: _Task) -> bool:
+        """Not while it loads. A suspect is measured alone: the death is then its own.
+
+        A worker may die over one block before it has handed in the one before.
+        """
+        there = [other for _, other in self.work]
+        return not there or not (
+            task.suspect or any(other is None or other.suspect for other in there)
+        )
 
     def done(self) -> _Task | None:
         """The oldest piece of work is done; gives it."""
@@ -194,10 +209,10 @@ class Spread:
         """Give work to whoever has too little; a worker that still loads gets none."""
         for depth in range(1, _AHEAD + 1):  # everybody one block, then everybody the next
             for hand in self._hands:
-                loads = any(task is None for _, task in hand.work)
-                if todo and not loads and len(hand.work) < depth:
+                if todo and len(hand.work) < depth and hand.takes(todo[0]):
                     task = todo.popleft()
-                    hand.work.append((hand.actor.measure.remote(task.part, batch_size), task))
+                    ref = hand.actor.measure.remote(task.part, batch_size)
+                    hand.work.append((ref, task))
 
     def _next(self, todo: deque[_Task]) -> list[tuple[_Task, pa.Table]]:
         """Wait until a worker is done with something, or dead; gives what was measured."""
