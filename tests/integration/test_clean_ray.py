@@ -19,6 +19,7 @@ from gazeguard.cleaning.measure import WORKER_DIED
 from gazeguard.cleaning.reader import Here
 from gazeguard.cli.main import run
 from gazeguard.cluster import Ray
+from gazeguard.errors import UsageError
 
 from .conftest import MakeData
 
@@ -160,3 +161,12 @@ def test_a_workers_error_is_the_users_sentence(
     said = capsys.readouterr().err.strip()
     assert said.startswith("Error: ")
     assert "\n" not in said
+
+
+def test_workers_of_another_version_are_refused(
+    llava: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "__version__", "0")
+    with pytest.raises(UsageError, match="same version on every machine"):
+        clean(llava, data, tmp_path, ray=Ray(workers=1), **SMALL)
+    assert not list((tmp_path / ".work").glob("rows-*"))

@@ -19,10 +19,11 @@ import ray
 import torch
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
+from gazeguard._version import __version__
 from gazeguard.cleaning.measure import WORKER_DIED, skipped_table
 from gazeguard.cleaning.reader import About, Here, Job, Rows
 from gazeguard.cluster import Workers
-from gazeguard.errors import GazeguardError, MeasurementError
+from gazeguard.errors import GazeguardError, MeasurementError, UsageError
 from gazeguard.probe.store import Span
 from gazeguard.report.model import GalleryItem
 
@@ -165,8 +166,17 @@ class Spread:
             ray.kill(hand.actor)
 
     def about(self) -> About:
-        """What reads, in the words of one worker."""
+        """What reads, in the words of one worker.
+
+        Raises:
+            UsageError: it has another version of gazeguard.
+        """
         about: About = self._ask("about")
+        if about.record["gazeguard"] != __version__:
+            raise UsageError(
+                f"a worker has gazeguard {about.record['gazeguard']} and not {__version__}: install"
+                " the same version on every machine of the cluster."
+            )
         one = "a worker" if self._workers.count == 1 else f"{self._workers.count} workers"
         gpus = f" and {self._workers.gpus:g} GPUs" if self._workers.gpus else ""
         note = f"Ray: {one} of {self._workers.cpus} CPUs{gpus}."
@@ -238,9 +248,7 @@ class Spread:
         log.info("A worker died over rows %d to %d.", start, stop - 1)
         is_whole, is_row = guilty.part == guilty.block, stop - start == 1
         if (is_whole or is_row) and guilty.deaths < TRIES:
-            todo.append(
-                guilty
-            )  # last: what kills workers now and then finds other blocks meanwhile
+            todo.append(guilty)  # last: who kills at random should not find it again
         elif is_row:
             return [(guilty, skipped_table(start, WORKER_DIED))]
         else:
