@@ -131,13 +131,15 @@ def long_row(number, words):
 
 def test_rows_of_like_length_share_a_batch():
     mixed = [long_row(i, 100 if i % 2 else 1) for i in range(8)]
-    stream = batches(iter(mixed), [(0, 8)], encoder(), 4, GPU)
+    stream = batches(iter(mixed), [(0, 8)], encoder(), 4, GPU, alike=True)
     assert taken(stream) == [[1, 3, 5, 7], [0, 2, 4, 6], "end"]
+    stream = batches(iter(mixed), [(0, 8)], encoder(), 4, GPU)
+    assert taken(stream) == [[0, 1, 2, 3], [4, 5, 6, 7], "end"]
 
 
 def test_the_wait_for_rows_of_like_length_is_bounded_by_rows_and_by_pixels():
     mixed = [long_row(i, i) for i in range(9)]
-    stream = batches(iter(mixed), [(0, 9)], encoder(), 2, GPU)
+    stream = batches(iter(mixed), [(0, 9)], encoder(), 2, GPU, alike=True)
     assert taken(stream) == [[7, 6], [5, 4], [3, 2], [1, 0], [8], "end"]
 
     drawn = []
@@ -147,7 +149,7 @@ def test_the_wait_for_rows_of_like_length_is_bounded_by_rows_and_by_pixels():
             drawn.append(i)
             yield Sample(i, str(i), (Image.new("1", (4096, 4096)),), ())
 
-    stream = batches(large(), [(0, 4)], encoder(), 2, GPU)
+    stream = batches(large(), [(0, 4)], encoder(), 2, GPU, alike=True)
     next(stream)
     assert drawn == [0, 1], "one batch of such pictures is all that is held"
 

@@ -54,8 +54,9 @@ def batches(
     encode: Encode,
     batch_size: int | None,
     device: torch.device,
+    alike: bool = False,
 ) -> Generator[Batch]:
-    """Encode rows, those of like length together, each block apart from the others.
+    """Encode rows, each block apart from the others.
 
     No batch reaches over the end of a block, and no size is carried over it, so that which blocks
     were measured before never changes a batch.
@@ -66,6 +67,7 @@ def batches(
         encode: makes the model's inputs; raises `RowError` for a row that it cannot take.
         batch_size: rows at once; None for a size that suits the device and the prompts' length.
         device: where the model runs.
+        alike: rows of like length share a batch; otherwise rows keep their order.
     """
     for start, stop in blocks:
         block = islice(rows, stop - start)
@@ -73,8 +75,9 @@ def batches(
         if size is None and device.type != "cpu":
             size = ACCELERATOR_ROWS
         while not ends:
-            samples, unusable, ends = _window(block, size)
-            samples.sort(key=bulk, reverse=True)  # stable: equal ones keep their order
+            samples, unusable, ends = _window(block, size, WINDOW if alike else 1)
+            if alike:
+                samples.sort(key=bulk, reverse=True)  # stable: equal ones keep their order
             while True:
                 if size is None:
                     size = _fitting(_encoded(samples[:1], encode, []))
@@ -89,7 +92,7 @@ def batches(
 
 
 def _window(
-    block: Iterator[Sample | SkippedRow], size: int | None
+    block: Iterator[Sample | SkippedRow], size: int | None, window: int
 ) -> tuple[list[Sample], list[SkippedRow], bool]:
     """The next rows of a block that batches are made from, and whether they are its last.
 
@@ -98,7 +101,7 @@ def _window(
     """
     samples: list[Sample] = []
     unusable: list[SkippedRow] = []
-    pixels, most = 0, WINDOW * (size or CPU_ROWS)
+    pixels, most = 0, window * (size or CPU_ROWS)
     for item in block:
         if isinstance(item, SkippedRow):
             unusable.append(item)

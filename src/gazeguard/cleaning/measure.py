@@ -127,7 +127,7 @@ def _measured(
     # On a CPU, the model already keeps every core busy.
     threads = 0 if device.type == "cpu" else min(MOST_READERS, os.cpu_count() or 1)
     rows = dataset.rows(lambda row: bool(wanted[row - first]), range(first, end), threads)
-    stream = batches(iter(rows), blocks, look.encode, batch_size, device)
+    stream = batches(iter(rows), blocks, look.encode, batch_size, device, alike=True)
     if threads:
         stream = one_ahead(stream)
     records: list[Record] = []

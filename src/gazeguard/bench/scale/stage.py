@@ -54,7 +54,7 @@ def parts_of(look: Look, data: Path, rows: int) -> list[Encoded]:
     device = look.target.device
     return [
         part
-        for batch in batches(stream, [(0, rows)], look.encode, None, device)
+        for batch in batches(stream, [(0, rows)], look.encode, None, device, alike=True)
         for part in batch.parts
     ]
 

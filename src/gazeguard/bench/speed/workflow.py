@@ -117,7 +117,8 @@ def bare_seconds(folder: Path, data: Path, adapter: Path | None = None) -> float
     target = load(folder, adapter, dtype="float32", device_map="cpu")
     rows = open_dataset(data)
     spent = 0.0
-    for batch in batches(rows.rows(), [(0, rows.count())], target.encode, None, target.device):
+    whole = [(0, rows.count())]
+    for batch in batches(rows.rows(), whole, target.encode, None, target.device, alike=True):
         for _, encoded in batch.parts:
             began = time.process_time()
             with torch.inference_mode():
