@@ -110,6 +110,19 @@ def connected(asked: Ray) -> Iterator[Workers]:
             ray.shutdown()
 
 
+def check_version(worker: str, driver: str, who: str = "a worker") -> None:
+    """Refuse a worker with another version of gazeguard than the driver's.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if worker != driver:
+        raise UsageError(
+            f"{who} has gazeguard {worker} and not {driver}: install the same version on every"
+            " machine of the cluster."
+        )
+
+
 def _knock(address: str) -> None:
     """See whether anybody listens there: Ray itself asks for ten minutes.
 

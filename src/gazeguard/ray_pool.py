@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
 from gazeguard._version import __version__
-from gazeguard.cluster import Workers
+from gazeguard.cluster import Workers, check_version
 from gazeguard.errors import GazeguardError, UsageError, WorkerLost
 
 P = ParamSpec("P")
@@ -52,11 +52,7 @@ class _Start:
         global _begun
         if _begun == self.pool:
             return
-        if self.version != __version__:
-            raise UsageError(
-                f"the worker on {platform.node()} has gazeguard {__version__} and not"
-                f" {self.version}: install the same version on every machine of the cluster."
-            )
+        check_version(__version__, self.version, f"the worker on {platform.node()}")
         with suppress(OSError):  # not everybody uses relative paths
             os.chdir(self.folder)
         for token in self.tokens:

@@ -47,6 +47,16 @@ def head(titles: str) -> list[str]:
     return [f"| {titles} |", "|" + "---|" * (titles.count("|") + 1)]
 
 
+def figures(measured: Result, module: str) -> str:
+    """What a benchmark of time and memory measured, and on which machine."""
+    machine = measured["machine"]
+    words = ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)
+    lines = [f"One run of `python -m gazeguard.bench.{module}` ({words}).\n"]
+    lines += head("figure | value | target")
+    lines += [row([f["name"], f["text"], f["target"]]) for f in measured["figures"]]
+    return "\n".join(lines) + "\n"
+
+
 def row(cells: Iterable[str]) -> str:
     """A line of a table."""
     return "| " + " | ".join(cells) + " |"

@@ -13,7 +13,7 @@ from pathlib import Path
 from gazeguard.bench.amdet_tables import amdet_tables
 from gazeguard.bench.entropy_tables import entropy_tables, made_table
 from gazeguard.bench.guard_tables import depth_table, guard_tables
-from gazeguard.bench.markdown import Result, attack_took, by, head, mean, row
+from gazeguard.bench.markdown import Result, attack_took, by, figures, head, mean, row
 from gazeguard.lab.poison import TARGET
 
 HEAD = """# Benchmark
@@ -181,15 +181,6 @@ range). Added memory leaves out weights and inputs.
 """
 
 
-def _figures(measured: Result, module: str) -> str:
-    machine = measured["machine"]
-    words = ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)
-    lines = [f"One run of `python -m gazeguard.bench.{module}` ({words}).\n"]
-    lines += head("figure | value | target")
-    lines += [row([f["name"], f["text"], f["target"]]) for f in measured["figures"]]
-    return "\n".join(lines) + "\n"
-
-
 def _server(measured: Result) -> str:
     """The load test, with batching and without."""
     kept = f"{measured['clients']} clients for {measured['seconds']:g} s, kept busy"
@@ -228,14 +219,14 @@ def _what(result: Result) -> tuple[str, float, str]:
 
 SINGLE: dict[str, Callable[[Result], str]] = {
     "depth": depth_table,
-    "guard_cost": lambda found: f"{COST_HEAD}\n{_figures(found, 'guard_cost')}",
+    "guard_cost": lambda found: f"{COST_HEAD}\n{figures(found, 'guard_cost')}",
     "serve": _server,
     "made_references": made_table,
-    "scan_cost": lambda found: f"### What a scan costs\n\n{_figures(found, 'scan_cost')}",
+    "scan_cost": lambda found: f"### What a scan costs\n\n{figures(found, 'scan_cost')}",
     "amdet_speed": lambda found: (
-        f"## What a scan of a text encoder costs\n\n{_figures(found, 'amdet_speed')}"
+        f"## What a scan of a text encoder costs\n\n{figures(found, 'amdet_speed')}"
     ),
-    "speed": lambda found: f"## Speed and memory\n\n{_figures(found, 'speed')}",
+    "speed": lambda found: f"## Speed and memory\n\n{figures(found, 'speed')}",
 }
 
 

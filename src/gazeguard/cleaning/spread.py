@@ -22,8 +22,8 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from gazeguard._version import __version__
 from gazeguard.cleaning.measure import WORKER_DIED, skipped_table
 from gazeguard.cleaning.reader import About, Here, Job, Rows
-from gazeguard.cluster import Workers
-from gazeguard.errors import GazeguardError, MeasurementError, UsageError
+from gazeguard.cluster import Workers, check_version
+from gazeguard.errors import GazeguardError, MeasurementError
 from gazeguard.probe.store import Span
 from gazeguard.report.model import GalleryItem
 
@@ -172,11 +172,7 @@ class Spread:
             UsageError: it has another version of gazeguard.
         """
         about: About = self._ask("about")
-        if about.record["gazeguard"] != __version__:
-            raise UsageError(
-                f"a worker has gazeguard {about.record['gazeguard']} and not {__version__}: install"
-                " the same version on every machine of the cluster."
-            )
+        check_version(about.record["gazeguard"], __version__)
         one = "a worker" if self._workers.count == 1 else f"{self._workers.count} workers"
         gpus = f" and {self._workers.gpus:g} GPUs" if self._workers.gpus else ""
         note = f"Ray: {one} of {self._workers.cpus} CPUs{gpus}."

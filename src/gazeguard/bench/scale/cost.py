@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers as hf
 
+from gazeguard.bench.scale.sets import lab_set
 from gazeguard.bench.scale.stage import looking, parts_of
 from gazeguard.bench.speed.forward import Size, random_llava
 from gazeguard.bench.speed.instruments import Figure, Part, Spread, interleave
@@ -68,12 +69,13 @@ def _matrices(module: Any) -> int:
 
 def foretold(work: Path, rows: int, repeats: int, sizes: tuple[Size, Size] = SIZES) -> Part:
     """Rows/s of two sizes, and how well the first one's FLOP/s foretell those of the second."""
+    data = lab_set(work / "set.parquet", rows)
     runs, costs = {}, {}
     for size in sizes:
         folder = random_llava(work / f"{size.hidden}", size)
         target = load(folder, dtype="float32", device_map="cpu")
         look = Look(target, None)
-        parts = parts_of(look, work / f"{size.hidden}.parquet", rows)
+        parts = parts_of(look, data, rows)
         name = f"width {size.hidden}, {size.layers} layers"
         runs[name] = partial(looking, look, parts)
         tokens = parts[0][1].key_kind.shape[1]

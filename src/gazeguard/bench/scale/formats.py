@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gazeguard.assets import BASE
-from gazeguard.bench.scale.stage import looking, parts_of
-from gazeguard.bench.speed.forward import Size, random_llava
+from gazeguard.bench.scale.sets import lab_set
+from gazeguard.bench.scale.stage import looking, parts_of, subject
+from gazeguard.bench.speed.forward import Size
 from gazeguard.bench.speed.instruments import Figure, Part, Spread, interleave, ratio
 from gazeguard.cleaning.batches import Part as Encoded
 from gazeguard.cleaning.measure import Look
@@ -34,16 +34,16 @@ def formats(work: Path, rows: int, repeats: int, size: Size | None, compiled: bo
         size: of a random model; the shipped base when None.
         compiled: whether to try that too; the first pass takes a minute and a C++ compiler.
     """
-    folder = BASE if size is None else random_llava(work / "model", size)
-    name = "lab base" if size is None else f"llava of {size.grid**2:,} image tokens"
+    folder, name = subject(work, size)
     ways = {PLAIN: _look(folder, "float32"), "bfloat16": _look(folder, "bfloat16")}
     if compiled:
         ways[COMPILED] = _look(folder, "float32")
         _compile(ways[COMPILED])
-    parts = {way: parts_of(look, work / "set.parquet", rows) for way, look in ways.items()}
+    data = lab_set(work / "set.parquet", rows)
+    parts = {way: parts_of(look, data, rows) for way, look in ways.items()}
     runs = {
         # A compiler cannot see through `fast_linear` either.
-        way: partial(_look_on if way == COMPILED else looking, look, parts[way])
+        way: partial(looking, look, parts[way], fast=way != COMPILED)
         for way, look in ways.items()
     }
     took = interleave(runs, repeats)
@@ -67,11 +67,6 @@ def _compile(look: Look) -> None:
     decoder: Any = look.target.decoder
     for layer in decoder.layers:
         layer.mlp.compile(dynamic=True)
-
-
-def _look_on(look: Look, parts: list[Encoded]) -> None:
-    for samples, encoded in parts:
-        look(samples, encoded)
 
 
 def _entropy(look: Look, parts: list[Encoded]) -> NDArray[np.float32]:

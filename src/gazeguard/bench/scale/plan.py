@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers as hf
 
-from gazeguard.bench.markdown import head, row
+from gazeguard.bench.markdown import figures, head, row
 from gazeguard.bench.scale.cost import arithmetic
 from gazeguard.bench.scale.memory import RATE
 from gazeguard.cleaning.measure import SIGNALS
@@ -56,7 +56,10 @@ def filled(page: str, measured: dict[str, Any], assumed: Assumed | None = None) 
         measured: what `python -m gazeguard.bench.scale` wrote.
         assumed: about hardware and money.
     """
-    parts = {"measured": _measured(measured), "plan": plan(measured, assumed or Assumed())}
+    parts = {
+        "measured": figures(measured, "scale").rstrip(),
+        "plan": plan(measured, assumed or Assumed()),
+    }
     for name, text in parts.items():
         marks = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         page, found = re.subn(
@@ -68,13 +71,6 @@ def filled(page: str, measured: dict[str, Any], assumed: Assumed | None = None) 
         if found != 1:
             raise ValueError(f"the page has no place for '{name}'")
     return page
-
-
-def _measured(found: dict[str, Any]) -> str:
-    machine = ", ".join(f"{k} {v}" for k, v in found["machine"].items() if v is not None)
-    lines = [f"One run of `python -m gazeguard.bench.scale` ({machine}).", ""]
-    lines += head("figure | value | target")
-    return "\n".join(lines + [row([f["name"], f["text"], f["target"]]) for f in found["figures"]])
 
 
 def plan(measured: dict[str, Any], assumed: Assumed) -> str:

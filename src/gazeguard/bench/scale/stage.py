@@ -26,11 +26,10 @@ _WORTH = 0.85
 
 def stage(work: Path, rows: int, repeats: int, size: Size | None) -> Part:
     """Rows as `clean` batches them, looked at once; all pixels and tokens are there before."""
-    folder = BASE if size is None else random_llava(work / "model", size)
-    name = "lab base" if size is None else f"llava of {size.grid**2:,} image tokens"
+    folder, name = subject(work, size)
     target = load(folder, dtype="float32", device_map="cpu")
     look = Look(target, None)
-    parts = parts_of(look, work / "set.parquet", rows)
+    parts = parts_of(look, lab_set(work / "set.parquet", rows), rows)
     runs: dict[str, Callable[[], object]] = {
         "stage": partial(looking, look, parts),
         "bare": partial(_bare, target, parts, fast=False),
@@ -48,9 +47,16 @@ def stage(work: Path, rows: int, repeats: int, size: Size | None) -> Part:
     return [figure], {"rows": rows, "batches": len(parts), "seconds": took}
 
 
+def subject(work: Path, size: Size | None) -> tuple[Path, str]:
+    """A model folder and its name: a random model of that size, or the shipped base."""
+    if size is None:
+        return BASE, "lab base"
+    return random_llava(work / "model", size), f"llava of {size.grid**2:,} image tokens"
+
+
 def parts_of(look: Look, data: Path, rows: int) -> list[Encoded]:
-    """Rows of the lab as `clean` batches and encodes them."""
-    stream = open_dataset(lab_set(data, rows)).rows()
+    """All rows of a set as `clean` batches and encodes them."""
+    stream = open_dataset(data).rows()
     device = look.target.device
     return [
         part
@@ -59,9 +65,9 @@ def parts_of(look: Look, data: Path, rows: int) -> list[Encoded]:
     ]
 
 
-def looking(look: Look, parts: list[Encoded]) -> None:
-    """What `clean` does with a batch between its encoding and its block."""
-    with fast_linear():
+def looking(look: Look, parts: list[Encoded], fast: bool = True) -> None:
+    """What `clean` does with a batch between its encoding and its block; `fast` as it does."""
+    with fast_linear() if fast else nullcontext():
         for samples, encoded in parts:
             look(samples, encoded)
 
