@@ -9,30 +9,55 @@ SUITES := paper-bye paper-cleansight paper-entropyscan paper-amdet adaptive clea
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-min check fix smoke bench clean
+.PHONY: demo test test-min test-latest lock check fix smoke bench clean
 
-$(VENV)/.base: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q -r constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e .
+# A venv of exactly the locked versions. torch comes first and by itself, since which build fits is
+# the machine's affair. On Linux PyPI's is the CUDA build of several GB; the CPU build is at
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH := 2.13.0
+define install
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/pip install -q --disable-pip-version-check torch==$(TORCH)
+	$(1)/bin/pip install -q --disable-pip-version-check --no-deps --require-hashes -r locks/$(2).txt
+	$(1)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+endef
+
+$(VENV)/.base: pyproject.toml locks/base.txt
+	$(call install,$(VENV),base)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.dev: $(VENV)/.base locks/dev.txt
+	$(call install,$(VENV),dev)
 	touch $@
 
 demo: $(VENV)/.base  ## clean a poisoned set with the shipped model: prints where the report is
 	$(BIN)/gazeguard demo --out $(OUT)
 
-test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the whole test suite, with the locked versions
+	$(BIN)/python -m pytest $(PYTEST)
 
 test-min:  ## the suite with the lowest versions that pyproject.toml allows, in a venv of its own
-	test -x $(VENV)-min/bin/python || $(PYTHON) -m venv $(VENV)-min
-	$(VENV)-min/bin/pip install -q -r constraints.txt
-	$(VENV)-min/bin/pip install -q -c constraints-min.txt -e '.[test]'
-	$(VENV)-min/bin/python -m pytest
+	$(call install,$(VENV)-min,min)
+	$(VENV)-min/bin/python -m pytest $(PYTEST)
+
+test-latest:  ## the suite with the newest of everything but torch, transformers' pre-releases too
+	rm -rf $(VENV)-latest
+	$(PYTHON) -m venv $(VENV)-latest
+	$(VENV)-latest/bin/pip install -q --upgrade pip
+	$(VENV)-latest/bin/pip install -q torch==$(TORCH)
+	$(VENV)-latest/bin/pip install -q -e '.[test]'
+	$(VENV)-latest/bin/pip install -q --upgrade --pre transformers  # past pyproject.toml's bound
+	$(VENV)-latest/bin/python -m pytest $(PYTEST)
+
+LOCK := $(VENV)-lock/bin/uv pip compile pyproject.toml -q --upgrade --no-header -P torch==$(TORCH)
+FULL := --universal --generate-hashes --no-emit-package torch
+lock:  ## every version anew: locks/*.txt, and tested.txt, with which `gazeguard doctor` compares
+	test -x $(VENV)-lock/bin/uv || ($(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv)
+	$(LOCK) $(FULL) -o locks/base.txt
+	$(LOCK) $(FULL) --extra dev -c locks/base.txt -o locks/dev.txt
+	$(LOCK) $(FULL) --extra test --resolution lowest-direct -o locks/min.txt
+	$(LOCK) --no-annotate --no-deps --extra bench --extra lab --extra ray --extra server \
+		-c locks/dev.txt -o src/gazeguard/tested.txt
 
 check: $(VENV)/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -47,7 +72,7 @@ smoke: $(VENV)/.dev  ## every level of the benchmark once, in minutes
 	$(BIN)/gazeguard bench run smoke --out out/smoke
 
 bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resumable
-	$(BIN)/pip install -q -c constraints.txt -e '.[bench,lab]'
+	$(BIN)/pip install -q -c src/gazeguard/tested.txt -e '.[bench,lab]'
 	$(BIN)/python -m gazeguard.bench.bye
 	$(BIN)/python -m gazeguard.bench.guard --adapters runs/bye
 	for suite in $(SUITES); do \
@@ -73,4 +98,4 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	$(BIN)/python -m gazeguard.bench.report.limits bench/results/suites docs/limits.md
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,56 @@
-"""What every test leaves behind: nothing."""
+"""What every test leaves behind: nothing. What none may say: that a call of ours is deprecated."""
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+# Libraries that say what will stop working, by a warning or through their logs.
+TELLING = ("transformers", "peft", "accelerate")
+SAID = re.compile(r"deprecat|will be (removed|required|changed)|no longer (be )?support", re.I)
+# What they say of themselves, which no call of ours can help: a pattern, and why it stands here.
+KNOWN = {
+    # PaliGemma's processor makes numpy arrays of its own tensors.
+    r"__array__ implementation doesn't accept a copy keyword": "processing_paligemma.py",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Their warnings are errors; the known ones are not."""
+    for category in ("FutureWarning", "DeprecationWarning"):
+        for module in ("gazeguard", *TELLING):
+            config.addinivalue_line("filterwarnings", f"error::{category}:{module}")
+        for pattern in KNOWN:
+            config.addinivalue_line("filterwarnings", f"ignore:{pattern}:{category}")
+
+
+class _Deprecations(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if SAID.search(text) and not any(re.search(known, text) for known in KNOWN):
+            self.said.append(f"{record.name}: {text}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_deprecated() -> Iterator[None]:
+    """No test may make a library log that something we call will stop working."""
+    handler = _Deprecations()
+    for name in TELLING:
+        logging.getLogger(name).addHandler(handler)
+    if (theirs := sys.modules.get("transformers.utils.logging")) is not None:
+        theirs.warning_once.cache_clear()  # or only the first test to do it would fail
+    yield
+    for name in TELLING:
+        logging.getLogger(name).removeHandler(handler)
+    assert not handler.said, "a library says that a call of ours will stop working"
 
 
 @pytest.fixture(autouse=True)

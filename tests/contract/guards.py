@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.saved import Saved
@@ -17,6 +19,9 @@ from gazeguard.models.target import Encoded, Target
 from gazeguard.probe.attention import attend
 from gazeguard.signals.ratio import visual_prompt_ratio
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
+
+# What transformers calls the cache of keys and values; said here once, apart from what is tested.
+CACHE = "cache" if "cache" in signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 def sample(row: int, text: str = "what is it?") -> Sample:
@@ -68,7 +73,7 @@ def mask_edited(target: Target, hidden: Mapping[int, torch.Tensor], first: int) 
     """
 
     def edit(module, args, kwargs):
-        mask, cache = kwargs["attention_mask"].clone(), kwargs.get("past_key_values")
+        mask, cache = kwargs["attention_mask"].clone(), kwargs.get(CACHE)
         queries = (
             kwargs["hidden_states"].shape[1] if "hidden_states" in kwargs else args[0].shape[1]
         )

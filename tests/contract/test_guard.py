@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from gazeguard.guarding.glance import part_of
 from gazeguard.lab import tiny
@@ -119,7 +122,7 @@ def test_a_decoders_inputs_are_taken_apart_or_not_at_all():
             "position_ids": axes,
             "attention_mask": masks,
             "cache_position": torch.arange(5),
-            "past_key_values": object(),
+            "kv": DynamicCache(),
             "use_cache": True,
         },
         rows,
@@ -130,7 +133,7 @@ def test_a_decoders_inputs_are_taken_apart_or_not_at_all():
     assert torch.equal(got["position_ids"], axes[:, [2, 0]]), "axes first, as many as samples"
     assert torch.equal(got["attention_mask"]["full_attention"], masks["full_attention"][[2, 0]])
     assert torch.equal(got["cache_position"], torch.arange(5))
-    assert got["past_key_values"] is None
+    assert "kv" not in got, "a cache is known by what it is, whatever its name"
     assert got["use_cache"] is False
     shared = torch.arange(5)[None]
     assert part_of({"position_ids": shared}, rows, batch, length)["position_ids"] is shared
@@ -277,3 +280,29 @@ def test_scores_in_the_prefill_equal_those_of_the_probe(family, tiny_target, sam
             steps(target, encoded.inputs, 2, **options)
         scores = np.array([v.score for v in w.verdicts])
         assert np.abs(scores - expected).max() < 1e-3 * (1 + np.abs(expected).max()), options
+
+
+@families
+def test_pictures_that_were_encoded_beforehand_are_guarded_alike(family, tiny_target, samples):
+    """`generate` does it by itself; a server that caches picture features hands them over."""
+    target = tiny_target(family)
+    encoded = target.encode(samples)
+    guard = rigged(target, encoded, {1}, WIDEN)
+    features = target.base.base_model.get_image_features
+    taken = [name for name in signature(features).parameters if name in encoded.inputs]
+    with torch.no_grad():
+        pictures = features(**{name: encoded.inputs[name] for name in taken}, return_dict=True)
+    inputs = {n: value for n, value in encoded.inputs.items() if not n.startswith("pixel_")}
+    _, plain = steps(target, encoded.inputs)
+    with guard.watch() as w:
+        _, expected = steps(target, encoded.inputs)
+    with guard.watch() as beforehand:
+        _, logits = steps(target, inputs, mm_encoder_outputs={"image": pictures})
+    assert torch.equal(logits[:, [0, 2]], plain[:, [0, 2]])
+    scores = [[v.score for v in one.verdicts] for one in (w, beforehand)]
+    assert scores[0] == scores[1]
+    assert beforehand.verdicts[1].tokens is not None
+    with guard.watch(encoded=encoded) as told:  # the pictures' sizes are known again
+        _, logits = steps(target, inputs, mm_encoder_outputs={"image": pictures})
+    assert torch.equal(logits, expected)
+    assert [v.as_json() for v in told.verdicts][1] == w.verdicts[1].as_json()

@@ -24,7 +24,7 @@ from gazeguard.models.target import Target
 from gazeguard.probe.attention import attend
 from gazeguard.probe.intercept import handler_of
 from gazeguard.types import Outcome
-from tests.contract.guards import mask_edited, rigged, sample, steps
+from tests.contract.guards import CACHE, mask_edited, rigged, sample, steps
 
 CLEAN, FLAGGED, INCONCLUSIVE = Outcome.CLEAN, Outcome.FLAGGED, Outcome.INCONCLUSIVE
 ONE_PASS = Setting((1,), "ratio", "whitened", 0.05)
@@ -170,7 +170,7 @@ def test_a_processor_that_runs_the_model_on_a_prompt_of_its_own(
     seen = []
 
     def ask() -> None:
-        cache = {"past_key_values": DynamicCache()} if use_cache else {"use_cache": False}
+        cache = {CACHE: DynamicCache()} if use_cache else {"use_cache": False}
         with torch.no_grad():
             seen.append(target.model(**other.inputs, **cache).logits)
 
@@ -307,7 +307,7 @@ def test_a_loop_of_ones_own_with_a_cache(target, encoded, setting):
                 input_ids=sequences[:, length + step][:, None],
                 attention_mask=mask,
                 position_ids=(mask.cumsum(1) - 1)[:, -1:],
-                past_key_values=out.past_key_values,
+                **{CACHE: out[CACHE]},
             )
             logits.append(out.logits[:, -1])
     assert outcomes(w) == [CLEAN, FLAGGED, CLEAN], "decoding steps add no verdicts"
@@ -346,7 +346,7 @@ def test_other_outputs_of_a_second_look_are_of_one_pass(target, encoded):
     with torch.no_grad():
         plain = target.model(**encoded.inputs, use_cache=True, **options)
     assert len(out.hidden_states) == len(plain.hidden_states)
-    assert out.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+    assert out[CACHE].get_seq_length() == plain[CACHE].get_seq_length()
     assert torch.equal(out.hidden_states[-1][0], plain.hidden_states[-1][0])
 
 
@@ -447,10 +447,10 @@ def test_prompts_that_cannot_be_read_are_never_clean(target, encoded):
     assert outcomes(w) == [INCONCLUSIVE] * 3
     assert "embeddings" in w.verdicts[0].reason
     with torch.no_grad():
-        cache = target.model(**encoded.inputs, use_cache=True).past_key_values
+        cache = target.model(**encoded.inputs, use_cache=True)[CACHE]
     one = torch.full((3, 1), 40)
     with guard.watch() as w, torch.no_grad():
-        target.model(input_ids=one, past_key_values=cache)
+        target.model(input_ids=one, **{CACHE: cache})
     assert outcomes(w) == [INCONCLUSIVE] * 3
     assert "cache" in w.verdicts[0].reason
 
@@ -470,7 +470,7 @@ def test_going_on_from_a_guarded_cache_keeps_the_tokens_hidden(target, encoded, 
         second = target.model.generate(
             input_ids=more,
             attention_mask=mask,
-            past_key_values=first.past_key_values,
+            **{CACHE: first[CACHE]},
             **options,
         )
     assert outcomes(w) == [CLEAN, FLAGGED, CLEAN] + [INCONCLUSIVE] * 3
@@ -537,7 +537,7 @@ def test_a_watch_does_not_keep_caches_alive(target, encoded):
     guard = rigged(target, encoded, {1}, WIDEN)
     with guard.watch(), torch.no_grad():
         out = target.model(**encoded.inputs, use_cache=True)
-        cache = weakref.ref(out.past_key_values)
+        cache = weakref.ref(out[CACHE])
         del out
         gc.collect()
         assert cache() is None

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import pytest
 
+from gazeguard import versions
 from gazeguard._version import __version__
 from gazeguard.cli import _errors, doctor
 from gazeguard.cli import main as entry
@@ -40,6 +42,16 @@ def test_help_and_import_are_quick_and_light(args: list[str] | None) -> None:
         if seconds[-1] < 0.5:
             break
     assert min(seconds) < 0.5, f"took {min(seconds):.2f} s"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "gazeguard", "--version"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == f"gazeguard {__version__}\n"
+    command[-1:] = ["clean", "nothing"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("Usage: gazeguard clean"), "the name that users type"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,17 +182,40 @@ def test_doctor_finds_this_environment_ready(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.rstrip().endswith("Ready.")
 
 
+def lines_of_metadata(monkeypatch: pytest.MonkeyPatch, *lines: str, **highest: str) -> None:
+    monkeypatch.setattr(versions, "requires", lambda _: lines)
+    monkeypatch.setattr(versions, "_highest", lambda: highest)
+
+
 def test_doctor_names_what_is_missing_and_the_cure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["torch>=999", "no-such-package>=1", 'also-absent>=2; extra == "server"']
-    monkeypatch.setattr(doctor, "requires", lambda _: lines)
+    lines_of_metadata(
+        monkeypatch, "torch>=999", "no-such-package>=1", 'also-absent>=2; extra == "server"'
+    )
     assert run(["doctor"]) == 2
     shown = capsys.readouterr().out
+    assert "older than the tested 999" in shown
     assert "pip install --upgrade 'torch>=999'" in shown
     assert "pip install 'no-such-package>=1'" in shown
     assert "pip install 'gazeguard[server]'" in shown
     assert "Not ready" in shown
+
+
+def test_doctor_tells_a_version_that_is_newer_than_the_tests_ran_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = {name: version(name) for name in ("click", "numpy")}
+    lines_of_metadata(
+        monkeypatch, "click<9,>=1.0", "numpy>=1", click="2.0", numpy=here["numpy"].split("+")[0]
+    )
+    assert run(["doctor"]) == 0, "newer is no reason to stop"
+    shown = capsys.readouterr().out
+    assert f"newer    {here['click']}, newer than the tested 1.0 to 2.0" in shown.replace(
+        "  ", "  "
+    )
+    assert f"{here['numpy']}, tested" in shown
+    assert "every guard checks itself" in shown.splitlines()[-1]
 
 
 def test_doctor_survives_a_broken_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:

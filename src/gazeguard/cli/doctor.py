@@ -7,15 +7,15 @@ import platform
 import sys
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 import click
 
 from gazeguard._version import __version__
 from gazeguard.cli import _errors
+from gazeguard.versions import Needed, needed
 
-OK, MISSING, BROKEN = "ok", "missing", "broken"
+OK, NEWER, MISSING, BROKEN = "ok", "newer", "missing", "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,12 @@ class Check:
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Show Python, torch, devices, attention backends and optional extras.
 
+    Says of every package whether the tests ran with this version, or with older or newer ones.
+
     Exits 2 when something is missing that `gazeguard clean` needs.
     """
     checks = examine()
-    ready = not any(check.needed and check.state != OK for check in checks)
+    ready = not any(check.needed and check.state in (MISSING, BROKEN) for check in checks)
     if as_json:
         content = {"ready": ready, "checks": [asdict(check) for check in checks]}
         click.echo(json.dumps(content, indent=2))
@@ -52,6 +54,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             if check.cure:
                 click.echo(f"{'':{width}}           -> {check.cure}")
         click.echo("Ready." if ready else "Not ready: see the lines that are marked above.")
+        if ready and any(check.state == NEWER for check in checks):
+            click.echo(
+                "Some packages are newer than the tests ran with: every guard checks itself."
+            )
     ctx.exit(_errors.CLEAN if ready else _errors.USAGE)
 
 
@@ -61,12 +67,16 @@ def examine() -> list[Check]:
         Check("gazeguard", OK, __version__),
         Check("python", OK, f"{platform.python_version()} on {sys.platform} {platform.machine()}"),
     ]
-    required, extras = _requirements()
-    checks += [_package(line, needed=True) for line in required]
-    if all(check.state == OK for check in checks):
+    packages = needed()
+    checks += [_package(one, needed=True) for one in packages if one.extra is None]
+    if all(check.state in (OK, NEWER) for check in checks):
         checks += _torch()
-    for extra, lines in extras.items():
-        absent = [check.name for line in lines if (check := _package(line)).state != OK]
+    extras = {one.extra: [two for two in packages if two.extra == one.extra] for one in packages}
+    for extra, parts in extras.items():
+        if extra is None:
+            continue
+        checks += [check for one in parts if (check := _package(one)).state in (NEWER, BROKEN)]
+        absent = [one.name for one in parts if one.installed is None]
         checks.append(
             Check(
                 f"extra: {extra}",
@@ -78,40 +88,17 @@ def examine() -> list[Check]:
     return checks
 
 
-def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """What the installed package says it needs: always, and per extra for users."""
-    always: list[str] = []
-    extras: dict[str, list[str]] = {}
-    for line in requires("gazeguard") or []:
-        requirement, _, marker = line.partition(";")
-        if "extra ==" not in marker:
-            always.append(requirement.strip())
-            continue
-        extra = marker.split("extra ==")[1].strip().strip("'\" )")
-        if extra not in ("test", "dev"):
-            extras.setdefault(extra, []).append(requirement.strip())
-    return always, extras
-
-
-def _package(line: str, needed: bool = False) -> Check:
-    from packaging.requirements import Requirement
-
-    wanted = Requirement(line)
-    try:
-        installed = version(wanted.name)
-    except PackageNotFoundError:
-        return Check(
-            wanted.name, MISSING, f"needs {wanted.specifier}", needed, f"pip install '{line}'"
-        )
-    if not wanted.specifier.contains(installed, prereleases=True):
-        return Check(
-            wanted.name,
-            BROKEN,
-            f"{installed}, needs {wanted.specifier}",
-            needed,
-            f"pip install --upgrade '{line}'",
-        )
-    return Check(wanted.name, OK, installed, needed)
+def _package(one: Needed, needed: bool = False) -> Check:
+    line = f"{one.name}{one.specifier}"
+    if one.installed is None:
+        return Check(one.name, MISSING, f"needs {one.specifier}", needed, f"pip install '{line}'")
+    detail = f"{one.installed}, {one.standing}"
+    if one.standing == "tested":
+        return Check(one.name, OK, detail, needed)
+    detail += f" than the tested {one.tested}"
+    if one.standing == "older":
+        return Check(one.name, BROKEN, detail, needed, f"pip install --upgrade '{line}'")
+    return Check(one.name, NEWER, detail, needed)
 
 
 def _torch() -> list[Check]:

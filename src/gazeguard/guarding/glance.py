@@ -14,13 +14,11 @@ from torch import Tensor
 
 from gazeguard.guarding.curtain import Curtain
 from gazeguard.guarding.reading import Reading
+from gazeguard.probe.cache import without_cache
 from gazeguard.probe.intercept import AttentionCall
 
 if TYPE_CHECKING:
     from gazeguard.guarding.guard import Guard
-
-# The look keeps nothing, and what it would keep belongs to the whole batch.
-_WITHOUT_CACHE = {"past_key_values": None, "use_cache": False}
 
 
 class Glance:
@@ -65,15 +63,12 @@ def part_of(
     Returns:
         Keyword arguments without a cache; None where it is not plain how to take them apart.
     """
-    found = {}
-    for name, value in inputs.items():
-        if name in _WITHOUT_CACHE:
-            continue
-        try:
-            found[name] = _rows_of(name, value, rows, batch, length)
-        except ValueError:
-            return None
-    return {**found, **_WITHOUT_CACHE}
+    # The look keeps nothing, and what it would keep belongs to the whole batch.
+    inputs = without_cache(inputs)
+    try:
+        return {name: _rows_of(name, value, rows, batch, length) for name, value in inputs.items()}
+    except ValueError:
+        return None
 
 
 def _rows_of(name: str, value: Any, rows: Tensor, batch: int, length: int) -> Any:

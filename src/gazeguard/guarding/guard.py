@@ -17,6 +17,7 @@ from gazeguard.errors import ModelError
 from gazeguard.guarding.calibration import changed_ratios, fitted, resolved, wanted
 from gazeguard.guarding.measure import Measured, OnSkip, Progress, measure
 from gazeguard.guarding.saved import Saved, read, write
+from gazeguard.guarding.selfcheck import prove
 from gazeguard.guarding.verdict import GuardVerdict, judged, unjudged
 from gazeguard.guarding.watch import Mode, Watch
 from gazeguard.methods.cleansight.detector import Detector
@@ -111,10 +112,12 @@ class Guard:
             UsageError: too few usable samples for this alpha (says which alpha they support), or
                 an option that does not fit.
             RowError: an unusable sample and no `on_skip`.
-            ModelError: the model's attention cannot be read.
+            ModelError: the model's attention cannot be read, or the guard does not pass its
+                self-check on it (see `selfcheck.py`).
         """
         chosen = resolved(setting, layers, prune)
         needed_samples(alpha)  # refuses a bad alpha before anything is measured
+        prove(target)
         again = list(clean_samples) if chosen.layers == "auto" else None
         seen = measure(
             target,
@@ -152,8 +155,9 @@ class Guard:
                 `layers="auto"`; only those of the fit half are used.
 
         Raises:
-            UsageError: as in `calibrate`.
+            UsageError, ModelError: as in `calibrate`.
         """
+        prove(target)
         return cls(target, fitted(target, seen, alpha, resolved(setting), seed, copies))
 
     def save(self, folder: str | Path) -> Path:
@@ -170,12 +174,14 @@ class Guard:
 
         Raises:
             UsageError: no guard there, or its files are damaged or of another version.
-            ModelError: it was calibrated on another model, adapter or number format.
+            ModelError: it was calibrated on another model, adapter or number format, or does not
+                pass its self-check on this one.
         """
         saved = read(Path(folder))
         here = fingerprint(target)
         if saved.fingerprint.get("id") != here["id"]:
             raise ModelError(_other_model(Path(folder), saved.fingerprint, here))
+        prove(target)
         return cls(target, saved)
 
     def watch(

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache
 
-from gazeguard.errors import RefusedError, UsageError
+from gazeguard.errors import ModelError, RefusedError, UsageError
 from gazeguard.guarding.attach import attached
 from gazeguard.guarding.glance import Glance
 from gazeguard.guarding.session import Session, Unread
 from gazeguard.guarding.verdict import GuardVerdict
 from gazeguard.models.recognise import images, recognise
 from gazeguard.models.target import Encoded, Images
+from gazeguard.probe.cache import cache_in, cache_of
 from gazeguard.probe.intercept import AttentionCall, intercept
 from gazeguard.types import Outcome
 
@@ -137,7 +139,7 @@ class Watch(AbstractContextManager["Watch"]):
 
     def before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass of the model begins."""
-        local, cache = self._local, kwargs.get("past_key_values")
+        local, cache = self._local, cache_of(args, kwargs)
         ids = _first(kwargs.get("input_ids"), *args[:1])
         given = _first(ids, kwargs.get("inputs_embeds"))
         if given is None:
@@ -193,22 +195,37 @@ class Watch(AbstractContextManager["Watch"]):
         if logits is not None:
             copies = len(logits) // len(session.verdicts)
             session.distrust(~logits[::copies, -1].isfinite().all(-1))
-        cache = kwargs.get("past_key_values")
+        given = cache_of(args, kwargs)
         while again:
             self._glance(session)
-            if cache is not None:
-                cache.reset()  # the pass that has just ended filled it
+            if given is not None:
+                given.reset()  # the pass that has just ended filled it
             local.session = session
             session.starts(0, session.length)
             output = module.forward(*args, **kwargs)
+            self._check_length(_first(given, cache_in(output)), session.length)
             again = session.again()
         local.session = None
         self.calls.append(tuple(session.verdicts))
         self._refuse(session.verdicts)
-        cache = _first(cache, getattr(output, "past_key_values", None))
-        if isinstance(cache, Cache):
+        cache = _first(given, cache_in(output))
+        if cache is not None:
             local.by_cache[cache] = session
         return output
+
+    def _check_length(self, cache: Cache | None, length: int) -> None:
+        """After a further pass the cache must hold the prompt once, or every answer is off.
+
+        Raises:
+            ModelError: it holds something else.
+        """
+        held = length if cache is None else int(cache.get_seq_length())
+        if held != length:
+            raise ModelError(
+                f"after the guard's second look the cache holds {held} positions and the prompt has"
+                f" {length}, so with transformers {transformers.__version__} no answer of this call"
+                " can be trusted: install versions that `gazeguard doctor` calls tested."
+            )
 
     def _glance(self, session: Session | Unread) -> None:
         """Run the looks that need no pass of the whole model."""

@@ -5,6 +5,20 @@ from __future__ import annotations
 from gazeguard.models.family import Family
 from gazeguard.models.paligemma import PaliGemma
 
+# The families that the contract tests run, on tiny random models. Others are checked when they are
+# first watched, see `probe/check.py`.
+TESTED = (
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_next",
+    "paligemma",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
+
 _families: dict[str, type[Family]] = {"paligemma": PaliGemma}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gazeguard.errors import ModelError, RowError, UsageError
 from gazeguard.models.target import Encoded, Target
+from gazeguard.probe.check import compare, needs_check, picture_and_question
 from gazeguard.probe.intercept import AttentionCall, intercept
 from gazeguard.probe.rows import last_real, row
 from gazeguard.types import AttentionRows, KeyKind, Sample
@@ -70,10 +71,31 @@ def attend(
         False for a sample whose weights, or whose next-token logits, hold NaN or infinity.
 
     Raises:
-        ModelError: an expected layer was not seen, or its attention cannot be read.
+        ModelError: an expected layer was not seen, or its attention cannot be read; or the model's
+            family or transformers is not a tested one and its rows differ from eager attention.
         UsageError: a layer that the model does not have.
     """
     wanted = _chosen(target, layers)
+    check_rows(target)
+    return _attend(target, encoded, wanted, reduce_heads)
+
+
+def check_rows(target: Target) -> None:
+    """Compare a model that is not of a tested family, or version, with its own eager attention.
+
+    One short prompt, once; `attend` does it first.
+
+    Raises:
+        ModelError: the rows differ, or cannot be compared.
+    """
+    if needs_check(target):
+        encoded = picture_and_question(target)
+        compare(target, encoded, _attend(target, encoded, target.layers, False).weights)
+
+
+def _attend(
+    target: Target, encoded: Encoded, wanted: tuple[int, ...], reduce_heads: bool
+) -> AttentionRows:
     device = target.device
     inputs = {name: value.to(device) for name, value in encoded.inputs.items()}
     last = last_real(encoded.key_kind).to(device)
