@@ -57,17 +57,22 @@ class Needed:
         return lowest if self.highest in (None, lowest) else f"{lowest} to {self.highest}"
 
 
-def needed() -> list[Needed]:
-    """Every package that is needed, always or for an extra that users install."""
-    return [_needed(line) for line in requires("gazeguard") or () if _extra(line) not in _OURS]
+def needed(*names: str) -> list[Needed]:
+    """Packages that are needed, always or for an extra that users install; all without a name."""
+    wanted = [
+        (line, Requirement(line).name)
+        for line in requires("gazeguard") or ()
+        if _extra(line) not in _OURS
+    ]
+    return [_needed(line) for line, name in wanted if name in names or not names]
 
 
 def untested(*names: str) -> list[str]:
     """A sentence for each of these packages whose version has not been tested."""
     return [
         f"{one.name} {one.installed} is {one.standing} than the tested {one.tested}"
-        for one in needed()
-        if one.name in names and one.standing in ("older", "newer")
+        for one in needed(*names)
+        if one.standing in ("older", "newer")
     ]
 
 

@@ -114,9 +114,10 @@ def test_standing(specifier, installed, highest, standing, tested):
 
 
 def test_untested_speaks_of_the_named_packages_alone(monkeypatch):
-    newer = Needed("torch", ">=1", None, "9.0", "2.0")
-    older = Needed("peft", ">=1", None, "0.5", "2.0")
-    monkeypatch.setattr(versions, "needed", lambda: [newer, older])
-    assert untested("torch") == ["torch 9.0 is newer than the tested 1 to 2.0"]
-    assert untested("peft", "torch")[1] == "peft 0.5 is older than the tested 1 to 2.0"
-    assert untested("numpy") == []
+    lines = ["torch>=1", "peft>=99", "numpy>=99", 'ray>=99; extra == "test"']
+    monkeypatch.setattr(versions, "requires", lambda _: lines)
+    monkeypatch.setattr(versions, "_highest", lambda: {"torch": "1.5", "peft": "100"})
+    newer, older = untested("torch", "peft")
+    assert re.fullmatch(r"torch 2\S* is newer than the tested 1 to 1.5", newer)
+    assert re.fullmatch(r"peft \S+ is older than the tested 99 to 100", older)
+    assert untested("torchvision", "ray") == []
