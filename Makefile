@@ -15,6 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 # the machine's affair. On Linux PyPI's is the CUDA build of several GB; the CPU build is at
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH := 2.13.0
+PYTEST = -n logical --dist worksteal  # whole suite on every core; a subset: PYTEST="-m 'not slow'"
 define install
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/pip install -q --disable-pip-version-check torch==$(TORCH)
@@ -78,6 +79,7 @@ bench: $(VENV)/.dev  ## measures every figure in docs/benchmark.md; hours, resum
 	for suite in $(SUITES); do \
 		$(BIN)/gazeguard bench run $$suite --out bench/results/suites/$$suite --work runs || exit 1; done
 	$(BIN)/python -m gazeguard.bench.guard_cost --out bench/results/guard_cost.json
+	$(BIN)/python -m gazeguard.bench.guard_cost.start --out bench/results/guard_start.json
 	$(BIN)/python -m gazeguard.bench.serve --out bench/results/serve.json
 	$(BIN)/gazeguard lab zoo --spec src/gazeguard/bench/zoos/lvlm.toml --out runs/zoo/llava
 	$(BIN)/gazeguard lab zoo --spec src/gazeguard/bench/zoos/lvlm.toml --base $(INTERNVL) --out runs/zoo/internvl

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, in the processes they start too
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 # Libraries that say what will stop working, by a warning or through their logs.
 TELLING = ("transformers", "peft", "accelerate")

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from gazeguard.assets import BASE
+from gazeguard.bench.guard_cost import start
 from gazeguard.bench.guard_cost.__main__ import main
 from gazeguard.bench.guard_cost.costs import Clock, paired, step_seconds
 from gazeguard.bench.guard_cost.subject import ALWAYS, NEVER, SHOWN, calibrated, check, clean
@@ -82,3 +83,15 @@ def test_nothing_is_timed_that_is_not_what_it_is_called(
     with pytest.raises(AssertionError, match="clean"):
         check(subject.target, inputs, calm, Outcome.FLAGGED)
     assert subject.guards[SHOWN[0]].threshold < NEVER, "the guard itself keeps its threshold"
+
+
+def test_the_start_is_measured_in_processes_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "start.json"
+    done = CliRunner().invoke(start.main, ["--out", str(out), "--quick"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    (run,) = result["raw"]["start"]["seconds"]
+    seconds, of_load, of_start = (figure["value"]["median"] for figure in result["figures"])
+    assert seconds == run["check"] > 0
+    assert of_load == run["check"] / run["load"]
+    assert of_start == run["check"] / (run["load"] + run["import"])

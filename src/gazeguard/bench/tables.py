@@ -220,6 +220,9 @@ def _what(result: Result) -> tuple[str, float, str]:
 SINGLE: dict[str, Callable[[Result], str]] = {
     "depth": depth_table,
     "guard_cost": lambda found: f"{COST_HEAD}\n{figures(found, 'guard_cost')}",
+    "guard_start": lambda found: (
+        f"### What the self-check adds to a start\n\n{figures(found, 'guard_cost.start')}"
+    ),
     "serve": _server,
     "made_references": made_table,
     "scan_cost": lambda found: f"### What a scan costs\n\n{figures(found, 'scan_cost')}",
