@@ -52,9 +52,9 @@ _proven: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 def prove(target: Target) -> None:
     """Refuse a model on which a guard would not do what it promises; once per model and kernel.
 
-    Three generations of two tokens from prompts of seven words, in the decoder's first layers alone:
-    what is checked does not depend on the depth. The model must be idle meanwhile, and is left as
-    it was.
+    Three generations of two tokens from prompts of seven words, in the decoder's first layers: what
+    is checked does not depend on the depth. The model must be idle meanwhile, and is left as it
+    was.
 
     Raises:
         ModelError: an unflagged prompt noticed its neighbour, the flagged one was not answered as

@@ -35,7 +35,7 @@ def started(folder: Path) -> dict[str, float]:
 
 
 def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]]:
-    """Whole processes one after the other; the model's file is in the page cache after the first."""
+    """Whole processes, one after the other; later ones find the model in the page cache."""
     from gazeguard.bench.speed.forward import Size, random_llava
 
     # SmolLM2-135M's depth, and about its size.
