@@ -52,7 +52,7 @@ class Job:
 
     def open_data(self) -> Dataset:
         """The data set; raises as `open_dataset`."""
-        return open_dataset(self.data, images=self.images, format=self.format)
+        return open_dataset(self.data, images=self.images, format=self.format, need_answer=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,6 @@ from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gazeguard.types import Sample
-
 
 def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
     """Names stay, `6,7,8` becomes numbers."""
@@ -101,7 +99,7 @@ def calibrate(
     from gazeguard.data.read import open_dataset
     from gazeguard.guarding import Guard
     from gazeguard.methods.cleansight import DEFAULT_SETTING
-    from gazeguard.types import SkippedRow
+    from gazeguard.types import Sample
 
     dataset = open_dataset(data, images=images)
     total = min(dataset.count(), limit or dataset.count())
@@ -110,10 +108,10 @@ def calibrate(
     def readable() -> Iterator[Sample]:
         nonlocal left_out
         for row in dataset.rows(None if limit is None else range(limit).__contains__):
-            if isinstance(row, SkippedRow):
-                left_out += 1
-            else:
+            if isinstance(row, Sample):
                 yield row
+            else:
+                left_out += 1
 
     def skip(*_: object) -> None:
         nonlocal left_out

@@ -106,7 +106,7 @@ def guard(
     if heatmap is not None and data is not None:
         raise click.UsageError("--heatmap needs --image and --prompt.")
     from gazeguard.guarding import Guard
-    from gazeguard.types import Outcome
+    from gazeguard.types import Outcome, TextOnlyRow
 
     options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
     files = _files(html_output, json_output, (data, *image))
@@ -118,7 +118,11 @@ def guard(
             rows: Iterator[Row] = iter([asked])
         else:
             asked = _dataset(data, images)
-            rows = asked.rows(None if limit is None else range(limit).__contains__)
+            wanted = None if limit is None else range(limit).__contains__
+            rows = (
+                row.as_skipped() if isinstance(row, TextOnlyRow) else row
+                for row in asked.rows(wanted)
+            )
         loaded = Guard.load(guard_folder, load_target(model, **model_kwargs))
         record, write = _report(
             loaded,

@@ -89,18 +89,17 @@ def place_images(draft: Draft) -> tuple[tuple[Turn, ...], list[str | bytes]]:
     """Give every slot its image; images without a marker go first in the first user turn.
 
     Returns:
-        The turns, and the image sources in the order of `ImagePart.index`.
+        The turns, and the image sources in the order of `ImagePart.index`; none for a row of
+        text alone.
 
     Raises:
-        RowError: no user turn, no image, or as many markers as images do not match.
+        RowError: no user turn, or markers and images do not match.
     """
     roles = [role for role, _ in draft.turns]
     if "user" not in roles:
         raise RowError("no user turn in this row")
     turns = [(role, list(parts)) for role, parts in draft.turns]
     slots = [p for _, parts in turns for p in parts if isinstance(p, Slot)]
-    if not slots and not draft.images:
-        raise RowError("no image in this row")
     markers = sum(slot.source is None for slot in slots)
     if not slots:
         turns[roles.index("user")][1][:0] = [Slot() for _ in draft.images]

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from gazeguard.ahead import ahead
 from gazeguard.data.conversation import Draft, content_id, place_images
-from gazeguard.data.images import ImageRoot
+from gazeguard.data.images import ImageRoot, shorten
 from gazeguard.data.write import check_output
 from gazeguard.errors import RowError
-from gazeguard.types import Sample, SkippedRow
+from gazeguard.types import Sample, SkipKind, SkippedRow, TextOnlyRow
 
 Wanted = Callable[[int], bool]
 Record = Mapping[str, Any]
+Row = Sample | SkippedRow | TextOnlyRow
 
 
 class Dataset(Protocol):
@@ -33,7 +34,7 @@ class Dataset(Protocol):
 
     def rows(
         self, wanted: Wanted | None = None, within: range | None = None, threads: int = 0
-    ) -> Iterator[Sample | SkippedRow]:
+    ) -> Iterator[Row]:
         """Yield every wanted row once, in input order; others are passed over undecoded.
 
         Rows outside of `within` are not even asked about; `threads` decode ahead.
@@ -54,17 +55,24 @@ class RecordDataset(ABC):
         format: the format's name.
         parse: from a record to a draft conversation.
         images: where referenced images lie, and the limits on them.
+        need_answer: rows without an answer are skipped.
     """
 
     suffix = ""  # of what `write` makes; empty for folders
 
     def __init__(
-        self, path: Path, format: str, parse: Callable[[Record], Draft], images: ImageRoot
+        self,
+        path: Path,
+        format: str,
+        parse: Callable[[Record], Draft],
+        images: ImageRoot,
+        need_answer: bool = False,
     ) -> None:
         self.path = path
         self.format = format
         self._parse = parse
         self._images = images
+        self._need_answer = need_answer
 
     @abstractmethod
     def count(self) -> int:
@@ -87,7 +95,7 @@ class RecordDataset(ABC):
 
     def rows(
         self, wanted: Wanted | None = None, within: range | None = None, threads: int = 0
-    ) -> Iterator[Sample | SkippedRow]:
+    ) -> Iterator[Row]:
         """Yield every wanted row once, in input order; others are passed over undecoded.
 
         Args:
@@ -138,19 +146,29 @@ class RecordDataset(ABC):
         self._write(chosen, target)
         return target
 
-    def _read(self, row: int, record: Record | RowError) -> Sample | SkippedRow:
+    def _read(self, row: int, record: Record | RowError) -> Row:
         try:
             turns, sources = place_images(self._draft(record))
+            if not sources:
+                return TextOnlyRow(row)
             encoded = self._images.read(sources)
             images = self._images.decode(encoded)
         except RowError as error:
-            return SkippedRow(row, str(error))
-        return Sample(row, content_id(turns, encoded), images, turns)
+            return SkippedRow(row, str(error), kind=error.kind or SkipKind.BAD_ROW)
+        sample = Sample(row, content_id(turns, encoded), images, turns)
+        if self._need_answer and not any(t.role == "assistant" and t.text for t in turns):
+            why = f"no answer in this row (keys: {_keys(record)})"
+            return SkippedRow(row, why, sample.sample_id, SkipKind.NO_ANSWER)
+        return sample
 
     def _draft(self, record: Record | RowError) -> Draft:
         if isinstance(record, RowError):
             raise record
         return self._parse(record)
+
+
+def _keys(record: Record | RowError) -> str:
+    return shorten(", ".join(map(str, record))) if isinstance(record, Mapping) else ""
 
 
 def _every(row: int) -> bool:

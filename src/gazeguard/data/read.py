@@ -41,6 +41,7 @@ def open_dataset(
     images: Path | None = None,
     format: str = "auto",
     limits: ImageLimits | None = None,
+    need_answer: bool = False,
 ) -> Dataset:
     """Open a fine-tuning set for reading and writing back; no row is decoded yet.
 
@@ -50,6 +51,7 @@ def open_dataset(
             folder itself, or the one the data file lies in.
         format: one of `FORMATS`, or `auto` to look inside.
         limits: what one row's images may cost.
+        need_answer: rows without an answer are skipped; without this they are samples too.
 
     Raises:
         UsageError: no such format name.
@@ -67,7 +69,8 @@ def open_dataset(
     folder = Path(images) if images is not None else path if path.is_dir() else path.parent
     root = ImageRoot(folder, limits or ImageLimits())
     try:
-        dataset = _open_folder(path, root, format) if path.is_dir() else _open(path, root, format)
+        opened = _open_folder if path.is_dir() else _open
+        dataset = opened(path, root, format, need_answer)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its rights.") from error
     if dataset.count() == 0:
@@ -75,7 +78,7 @@ def open_dataset(
     return dataset
 
 
-def _open(path: Path, root: ImageRoot, format: str) -> Dataset:
+def _open(path: Path, root: ImageRoot, format: str, need_answer: bool) -> Dataset:
     if not path.is_file():  # a pipe or device can be read only once
         raise DataError(f"{path} is not a regular file; save the data set to a file first.")
     with path.open("rb") as handle:
@@ -84,7 +87,7 @@ def _open(path: Path, root: ImageRoot, format: str) -> Dataset:
         raise DataError(f"{path} is empty; give a data set with at least one row.")
     if head.startswith(b"PAR1"):
         _check_format(path, format, ("parquet",))
-        return _open_tables(path, root, [path])
+        return _open_tables(path, root, [path], need_answer)
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise DataError(f"{path} is {what}.")
@@ -95,10 +98,10 @@ def _open(path: Path, root: ImageRoot, format: str) -> Dataset:
     spans = index_list(path) if text.startswith(b"[") else index_lines(path)
     if format == "auto" and len(spans):
         format = _sniff_rows(path, spans, root.limits)
-    return TextDataset(path, format, _PARSERS.get(format, parse_chat), root, spans)
+    return TextDataset(path, format, _PARSERS.get(format, parse_chat), root, spans, need_answer)
 
 
-def _open_folder(path: Path, root: ImageRoot, format: str) -> Dataset:
+def _open_folder(path: Path, root: ImageRoot, format: str, need_answer: bool) -> Dataset:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(p.parent.name for p in path.glob("*/state.json"))
         raise DataError(f"{path} holds several splits; name one of: {', '.join(splits)}.")
@@ -120,17 +123,18 @@ def _open_folder(path: Path, root: ImageRoot, format: str) -> Dataset:
         raise _unknown(path, "holds more than one kind of data set", "pass --format or one file")
     if kinds == ["imagefolder"]:
         index = index_csv if metadata[0].suffix == ".csv" else index_lines
-        return ImageFolder(path, root, index(metadata[0]))
-    return _open_tables(path, root, parquet, state if state.is_file() else None)
+        return ImageFolder(path, root, index(metadata[0]), need_answer)
+    return _open_tables(path, root, parquet, need_answer, state if state.is_file() else None)
 
 
 def _open_tables(
-    path: Path, root: ImageRoot, files: list[Path], state: Path | None = None
+    path: Path, root: ImageRoot, files: list[Path], need_answer: bool, state: Path | None = None
 ) -> Dataset:
     from gazeguard.data import tables  # pyarrow is only loaded when it is needed
 
     if state is None:
-        return tables.TableDataset(path, root, [tables.ParquetPart(file) for file in files])
+        parquet = [tables.ParquetPart(file) for file in files]
+        return tables.TableDataset(path, root, parquet, need_answer)
     try:
         content = json.loads(state.read_text(encoding="utf-8"))
         names = [Path(entry["filename"]).name for entry in content["_data_files"]]
@@ -138,7 +142,8 @@ def _open_tables(
         raise DataError(f"{state} is broken; save the set again with save_to_disk.") from None
     if content.get("_indices_data_files"):
         raise DataError(f"{path} has an index; call flatten_indices() and save it again.")
-    return tables.TableDataset(path, root, [tables.ArrowPart(path / name) for name in names])
+    parts = [tables.ArrowPart(path / name) for name in names]
+    return tables.TableDataset(path, root, parts, need_answer)
 
 
 def _sniff_rows(path: Path, spans: Spans, limits: ImageLimits) -> str:

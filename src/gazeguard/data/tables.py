@@ -151,8 +151,14 @@ class TableDataset(RecordDataset):
         parts: the files, in row order.
     """
 
-    def __init__(self, path: Path, images: ImageRoot, parts: Sequence[TablePart]) -> None:
-        super().__init__(path, "parquet", parse_columns, images)
+    def __init__(
+        self,
+        path: Path,
+        images: ImageRoot,
+        parts: Sequence[TablePart],
+        need_answer: bool = False,
+    ) -> None:
+        super().__init__(path, "parquet", parse_columns, images, need_answer)
         self._parts = parts
         self.suffix = ".parquet" if path.is_file() else ""
         self._columns = [_pick_columns(part) for part in parts]

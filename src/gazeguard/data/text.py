@@ -74,8 +74,9 @@ class TextDataset(RecordDataset):
         parse: Callable[[Record], Draft],
         images: ImageRoot,
         spans: Spans,
+        need_answer: bool = False,
     ) -> None:
-        super().__init__(path, format, parse, images)
+        super().__init__(path, format, parse, images, need_answer)
         self.suffix = ".json" if spans.empty.startswith(b"[") else ".jsonl"
         # Room for base64 (4 letters for 3 bytes) and as much text as anybody writes.
         self._text = RowText(spans, images.limits.max_bytes * 4 // 3 + (16 << 20))
@@ -101,8 +102,10 @@ class TextDataset(RecordDataset):
 class ImageFolder(TextDataset):
     """A folder of images with `metadata.jsonl` or `metadata.csv` (`file_name` + text columns)."""
 
-    def __init__(self, path: Path, images: ImageRoot, spans: Spans) -> None:
-        super().__init__(path, "imagefolder", _parse, images, spans)
+    def __init__(
+        self, path: Path, images: ImageRoot, spans: Spans, need_answer: bool = False
+    ) -> None:
+        super().__init__(path, "imagefolder", _parse, images, spans, need_answer)
         self.suffix = ""
 
     def _write(self, rows: NDArray[np.int64], target: Path) -> None:
