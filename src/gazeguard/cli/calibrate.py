@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gazeguard.cli._options import images_option, load_target, model_options, quiet_option
+from gazeguard.cli._options import (
+    column_options,
+    images_option,
+    load_target,
+    model_options,
+    quiet_option,
+)
 from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from gazeguard.data.columns import Columns
 
 
 def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -70,6 +78,7 @@ def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     "multiple of the even share of attention.",
 )
 @images_option
+@column_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the split in halves.")
@@ -84,6 +93,7 @@ def calibrate(
     layers: Any,
     prune: Any,
     images: Path | None,
+    columns: Columns,
     limit: int | None,
     batch_size: int,
     seed: int,
@@ -101,7 +111,7 @@ def calibrate(
     from gazeguard.methods.cleansight import DEFAULT_SETTING
     from gazeguard.types import Sample
 
-    dataset = open_dataset(data, images=images)
+    dataset = open_dataset(data, images=images, columns=columns)
     total = min(dataset.count(), limit or dataset.count())
     left_out = 0
 
