@@ -237,8 +237,8 @@ class RecordDataset(ABC):
             turns, sources = place_images(draft)
             if not sources:
                 return Reading(TextOnlyRow(row), keys, draft.ignored)
-            encoded = self._images.read(sources)
             names = [image_name(source, place) for place, source in enumerate(sources)]
+            encoded = self._images.read(sources, names)
             images = self._images.decode(encoded, names)
         except RowError as error:
             return Reading(SkippedRow(row, str(error), kind=error.kind or SkipKind.BAD_ROW), keys)

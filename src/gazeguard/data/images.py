@@ -143,8 +143,14 @@ class ImageRoot:
             return str(error)
         return None if there else f"image not found: {shorten(source)}"
 
-    def read(self, sources: Sequence[str | bytes]) -> list[bytes]:
+    def read(
+        self, sources: Sequence[str | bytes], names: Sequence[str] | None = None
+    ) -> list[bytes]:
         """Return the encoded bytes of a row's images: paths, `file://`, data URLs or bytes.
+
+        Args:
+            sources: the images.
+            names: what a reason calls each that is no file.
 
         Raises:
             RowError: an image that is missing, too large, or outside the folder.
@@ -152,7 +158,7 @@ class ImageRoot:
         encoded: list[bytes] = []
         left = self.limits.max_bytes
         for place, source in enumerate(sources):
-            name = image_name(source, place)
+            name = f": {names[place]}" if names else ""
             if isinstance(source, bytes):
                 data = source
             elif _is_data_url(source):
@@ -213,7 +219,7 @@ class ImageRoot:
             if not stat.S_ISREG(info.st_mode):  # a pipe would wait for ever
                 raise _absent(f"image is not a file: {shorten(reference)}")
             if info.st_size > left:
-                raise self._too_many_bytes(shorten(reference))
+                raise self._too_many_bytes(f": {shorten(reference)}")
             with path.open("rb") as handle:
                 return handle.read(left + 1)
         except (FileNotFoundError, NotADirectoryError):
@@ -224,7 +230,7 @@ class ImageRoot:
 
     def _too_many_bytes(self, name: str) -> RowError:
         limit = f"{self.limits.max_bytes:,} bytes a row"
-        return _bad(f"image data is above the limit of {limit}: {name}")
+        return _bad(f"image data is above the limit of {limit}{name}")
 
     def _too_many_pixels(self, size: str, name: str) -> RowError:
         limit = f"{self.limits.max_pixels:,} pixels a row"
@@ -247,13 +253,13 @@ def _is_data_url(source: str) -> bool:
 def _decode_data_url(url: str, left: int, name: str) -> bytes:
     head, comma, payload = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise _bad(f"image data URL is not base64: {name}")
+        raise _bad(f"image data URL is not base64{name}")
     if len(payload) // 4 * 3 > left + 2:  # before decoding: 4 letters give 3 bytes
-        raise _bad(f"image data URL is above the byte limit of a row: {name}")
+        raise _bad(f"image data URL is above the byte limit of a row{name}")
     try:
         return base64.b64decode("".join(payload.split()), validate=True)
     except ValueError:
-        raise _bad(f"image data URL holds broken base64: {name}") from None
+        raise _bad(f"image data URL holds broken base64{name}") from None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
