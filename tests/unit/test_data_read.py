@@ -144,6 +144,8 @@ def test_mixed_rows_are_read_and_unknown_input_lists_what_is_supported(tmp_path:
     assert [type(row) for row in dataset.rows()] == [Sample, Sample]
     dataset = open_dataset(mixed, format="llava")
     assert [type(row) for row in dataset.rows()] == [Sample, SkippedRow]
+    dataset = open_dataset(mixed, format="columns")
+    assert [type(row) for row in dataset.rows()] == [SkippedRow, SkippedRow]
     (tmp_path / "x.bin").write_bytes(b"\x00\x01")
     with pytest.raises(DataError, match="binary file") as error:
         open_dataset(tmp_path / "x.bin")

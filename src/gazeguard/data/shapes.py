@@ -38,6 +38,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "llava": ("conversations",),
     "chat": ("messages", "prompt"),
     "openai": ("messages", "prompt"),
+    "columns": (),
 }
 _ROLE_KEYS = ("role", "from")
 _PICTURE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)
@@ -55,7 +56,7 @@ def parse(
     Args:
         record: the row.
         columns: names that replace the usual ones.
-        format: `llava`, `chat` or `openai` read only that format's columns.
+        format: `llava`, `chat`, `openai` or `columns` reads only that format's columns.
         image_columns: all columns of images; None for the first usual one with a value.
 
     Raises:
@@ -65,7 +66,7 @@ def parse(
     if (medium := row.first(*MEDIA_COLUMNS)) is not None:
         raise RowError(f"this row has '{medium}', and only pictures and text are read")
     needed = _NEEDED.get(format, TURN_COLUMNS)
-    if format in _NEEDED and columns.prompt is None and row.first(*needed) is None:
+    if format in _NEEDED and needed and columns.prompt is None and row.first(*needed) is None:
         names = " or ".join(f"'{name}'" for name in needed)
         raise RowError(f"no {names} in this row (keys: {_keys(record)})")
     turns = _turns(row, columns, needed)
