@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gazeguard.guarding.verdict import GuardVerdict
+    from gazeguard.types import SkipKind  # at run time it would bring numpy into `--help`
 
 
 class GazeguardError(Exception):
@@ -41,7 +42,15 @@ class DataError(GazeguardError, ValueError):
 
 
 class RowError(DataError):
-    """One row cannot be read; the rest of the set can."""
+    """One row cannot be read; the rest of the set can.
+
+    Attributes:
+        kind: the `SkipKind` of the row; None for `BAD_ROW`.
+    """
+
+    def __init__(self, why: str, kind: SkipKind | None = None) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 class MeasurementError(GazeguardError, RuntimeError):

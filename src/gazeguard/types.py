@@ -100,6 +100,16 @@ class Sample:
         return next((t.text for t in self.turns if t.role == "assistant"), "")
 
 
+class SkipKind(StrEnum):
+    """What kept a row from being looked at, for counts per cause."""
+
+    BAD_ROW = "row cannot be read"
+    NO_ANSWER = "no answer"
+    NO_IMAGE_FILE = "picture not found"
+    BAD_IMAGE = "picture cannot be read"
+    MEASUREMENT = "not measured"
+
+
 @dataclass(frozen=True, slots=True)
 class SkippedRow:
     """A row that could not be read or measured, and why."""
@@ -107,6 +117,18 @@ class SkippedRow:
     row: int
     reason: str
     sample_id: str | None = None
+    kind: SkipKind = SkipKind.BAD_ROW
+
+
+@dataclass(frozen=True, slots=True)
+class TextOnlyRow:
+    """A readable conversation without a picture: nothing that an attention method could judge."""
+
+    row: int
+
+    def as_skipped(self) -> SkippedRow:
+        """The same row for a caller that can only use rows with pictures."""
+        return SkippedRow(self.row, "no picture in this row")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 
 from gazeguard.cleaning import clean, measure
 from gazeguard.cli.main import run
+from gazeguard.errors import ModelError
 from gazeguard.lab import tiny
 
 from .conftest import MakeData
@@ -148,6 +149,23 @@ def test_quiet_prints_nothing(
     assert printed.err == ""
 
 
+def test_how_rows_are_read_is_told_before_a_model_is_loaded(
+    make_data: MakeData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(4)
+    rows = json.loads(data.read_text())
+    rows[1]["conversations"].pop()
+    rows[2] = {"conversations": [{"from": "human", "value": "hi"}]}
+    data = data.with_name("mixed.json")
+    data.write_text(json.dumps(rows))
+    with caplog.at_level("INFO", "gazeguard"), pytest.raises(ModelError):
+        clean(tmp_path / "nowhere", data, tmp_path / "out")
+    assert caplog.messages[0] == (
+        f"{data} (llava): 4 rows: 2 with 2 pictures and 4 turns, 1 of text alone, 1 that cannot be"
+        " used (no answer 1). Columns that are not read: id."
+    )
+
+
 def test_limit_looks_at_the_first_rows_only(
     llava: Path, make_data: MakeData, tmp_path: Path, decide: Callable[..., None]
 ) -> None:
@@ -198,7 +216,8 @@ def test_a_row_that_cannot_be_encoded_does_not_take_its_batch_along(
             # The model's own image token among the words: only the encoder can see that.
             text = "a smuggled <|image_pad|> here" if i == 2 else "what colour?"
             content = [{"type": "image"}, {"type": "text", "text": text}]
-            row = {"images": [f"{i}.png"], "messages": [{"role": "user", "content": content}]}
+            turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]
+            row = {"images": [f"{i}.png"], "messages": turns}
             handle.write(json.dumps(row) + "\n")
     qwen = tiny.build("qwen2_5_vl", tmp_path / "qwen")
     outcome = clean(qwen, data, tmp_path / "out", images=folder)

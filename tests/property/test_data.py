@@ -21,7 +21,7 @@ from PIL import Image
 from gazeguard.data.read import open_dataset
 from gazeguard.data.spans import Spans, index_csv, index_lines, index_list
 from gazeguard.errors import DataError
-from gazeguard.types import Sample, SkippedRow
+from gazeguard.types import Sample, SkippedRow, TextOnlyRow
 
 BOM = b"\xef\xbb\xbf"
 COMMON = settings(max_examples=60, deadline=None)
@@ -43,6 +43,12 @@ def folder() -> Iterator[Path]:
     """Give one example its own folder: `tmp_path` would be shared by all examples."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(out, "PNG")
+    return out.getvalue()
 
 
 def pieces(spans: Spans) -> list[bytes]:
@@ -177,6 +183,7 @@ def test_parquet_rows_keep_schema_and_values(
     values = [{"image": "a.png", "question": q, "x": x} for q, x in rows] or [{"x": 1.0}]
     table = pa.Table.from_pylist(values, schema)
     with folder() as place:
+        (place / "a.png").write_bytes(png())
         pq.write_table(table, place / "in.parquet", row_group_size=data.draw(st.integers(1, 50)))
         dataset = open_dataset(place / "in.parquet")
         kept, removed = split(data.draw, dataset.count())
@@ -207,7 +214,10 @@ turns = st.dictionaries(
     max_size=4,
 )
 records = st.dictionaries(
-    st.sampled_from(["id", "image", "images", "conversations", "messages", "prompt", "completion"]),
+    st.sampled_from(
+        ["id", "image", "images", "conversations", "messages", "prompt", "completion", "chosen"]
+        + ["answers", "history", "system", "input", "label", "video", "text", "img"]
+    ),
     st.lists(turns, max_size=3) | cells,
     max_size=4,
 )
@@ -220,10 +230,8 @@ records = st.dictionaries(
     st.booleans(),
 )
 def test_any_json_gives_each_row_exactly_once(rows: list[Any], format: str, as_list: bool) -> None:
-    out = io.BytesIO()
-    Image.new("RGB", (2, 2)).save(out, "PNG")
     with folder() as place:
-        (place / "1.png").write_bytes(out.getvalue())
+        (place / "1.png").write_bytes(png())
         text = "\n".join(json.dumps(row) for row in rows)
         path = place / "x.json"
         if format == "imagefolder":
@@ -240,12 +248,68 @@ def test_any_json_gives_each_row_exactly_once(rows: list[Any], format: str, as_l
                 assert row.reason
                 assert row.reason.isprintable()
                 assert len(row.reason) < 250
-            else:
+            elif not isinstance(row, TextOnlyRow):
                 assert isinstance(row, Sample)
                 assert row.images
                 assert any(turn.role == "user" for turn in row.turns)
-        assert dataset.fingerprint() == dataset.fingerprint()
+        assert dataset.fingerprint() == open_dataset(path, format=format).fingerprint()
+        survey = dataset.survey()
+        assert survey.rows == len(rows)
+        assert survey.text_only == sum(isinstance(row, TextOnlyRow) for row in read)
+        assert survey.with_pictures >= sum(isinstance(row, Sample) for row in read)
         with tempfile.TemporaryDirectory() as target:
             written = dataset.write(range(len(rows)), Path(target) / "kept")
             file = written / "metadata.jsonl" if written.is_dir() else written
             assert file.read_text() == text
+
+
+READABLE = {
+    "sample": {"image": "1.png", "conversations": [{"from": "human", "value": "hi"}]},
+    "text": {"messages": [{"role": "user", "content": "hi"}]},
+    "missing": {"image": "no.png", "question": "hi", "answer": "yes"},
+    "unanswered": {"image": "1.png", "question": "hi"},
+    "answered": {"image": "1.png", "question": "hi", "answer": "yes"},
+    "role": {"image": "1.png", "conversations": [{"from": "Human", "value": "hi"}]},
+    "broken": None,
+}
+
+
+@COMMON
+@given(
+    st.lists(st.sampled_from(sorted(READABLE)), min_size=1, max_size=10),
+    st.sampled_from(["list", "lines", "pretty", "wrapped"]),
+    st.booleans(),
+    st.data(),
+)
+def test_a_mix_of_rows_comes_out_as_what_each_row_is(
+    kinds: list[str], container: str, need_answer: bool, data: st.DataObject
+) -> None:
+    assume("answered" in kinds)  # else there may be nothing that looks like a data set
+    bodies = ["{oops}" if k == "broken" else json.dumps(READABLE[k]) for k in kinds]
+    if container == "pretty":
+        kinds = [k for k in kinds if k != "broken"]
+        bodies = [json.dumps(READABLE[k], indent=1) for k in kinds]
+    text = "\n".join(bodies)
+    if container in ("list", "wrapped"):
+        text = f"[{','.join(bodies)}]"
+    if container == "wrapped":
+        text = f'{{"v": 1, "data": {text}}}'
+    with folder() as place:
+        (place / "1.png").write_bytes(png())
+        (place / "x.json").write_text(text)
+        dataset = open_dataset(place / "x.json", need_answer=need_answer)
+        found = list(dataset.rows())
+        assert [row.row for row in found] == list(range(len(kinds)))
+        for kind, row in zip(kinds, found, strict=True):
+            if kind == "text":
+                assert isinstance(row, TextOnlyRow)
+            elif kind == "answered" or (kind in ("sample", "unanswered") and not need_answer):
+                assert isinstance(row, Sample)
+            else:
+                assert isinstance(row, SkippedRow)
+        chosen = data.draw(st.sets(st.sampled_from(range(len(kinds)))))
+        written = dataset.write(chosen, place / "out/kept").read_text()
+        rest = dataset.write(set(range(len(kinds))) - chosen, place / "out/removed").read_text()
+        for body in {*bodies}:
+            assert written.count(body) + rest.count(body) == bodies.count(body)
+        assert dataset.write(range(len(kinds)), place / "out/all").read_text() == text

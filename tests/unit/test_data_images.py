@@ -6,15 +6,18 @@ import base64
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from gazeguard.data.images import ImageLimits, ImageRoot
+from gazeguard.data.images import EmbeddedImage, ImageLimits, ImageRoot, image_name
 from gazeguard.errors import RowError
+from gazeguard.types import SkipKind
 
 
 def encoded(
@@ -150,3 +153,64 @@ def test_an_animation_gives_its_first_frame(root: ImageRoot) -> None:
     out = io.BytesIO()
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
     assert root.decode([out.getvalue()])[0].getpixel((1, 1)) == (255, 0, 0)
+
+
+GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [
+        (GREYS.astype(np.uint16) * 257, "PNG"),
+        (GREYS.astype(np.uint16) * 257, "TIFF"),
+        (GREYS.astype(np.uint16), "PNG"),  # eight bits in a container of sixteen
+        ((GREYS / 255 * 4095).round().astype(np.uint16), "PNG"),  # a camera's twelve
+        ((GREYS / 255 * 1023).round().astype(np.uint16), "TIFF"),
+        ((GREYS / 255).astype(np.float32), "TIFF"),
+        (GREYS.astype(np.float32), "TIFF"),
+        ((GREYS / 255 * 9000).astype(np.float32), "TIFF"),
+        ((GREYS / 255 * 2 - 1).astype(np.float32), "TIFF"),
+        (GREYS.astype(np.int32) * 2**20, "TIFF"),
+    ],
+)
+def test_more_than_eight_bits_look_like_the_same_picture_in_eight(
+    root: ImageRoot, pixels: np.ndarray, kind: str
+) -> None:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    (image,) = root.decode([out.getvalue()])
+    assert image.mode == "RGB"
+    seen = np.asarray(image).astype(int)
+    assert abs(seen - GREYS[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<html>", encoded()[:40], bomb(40_000, 40_000), bomb(9_999, 9_999)]
+)
+def test_a_reason_names_the_file(root: ImageRoot, data: bytes) -> None:
+    with pytest.raises(RowError, match=r": a/7\.png$") as error:
+        root.decode([encoded(), data], ["a/6.png", "a/7.png"])
+    assert error.value.kind is SkipKind.BAD_IMAGE
+
+
+def test_names_of_images_without_a_file() -> None:
+    assert image_name(EmbeddedImage(b"x", "a/b.png"), 0) == "a/b.png"
+    assert image_name(b"x", 1) == image_name("data:image/png;base64,x", 1) == "picture 2 of the row"
+
+
+def test_heic_needs_its_package(root: ImageRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+    with pytest.raises(
+        RowError, match=r"HEIC; `pip install 'gazeguard\[heic\]'` to read it: h.heic"
+    ):
+        root.decode([data], ["h.heic"])
+
+
+def test_heic_is_read_with_its_package(root: ImageRoot) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(out)
+    (image,) = root.decode([out.getvalue()])
+    assert image.size == (64, 48)
+    assert np.abs(np.asarray(image).astype(int) - (255, 0, 0)).max() < 20

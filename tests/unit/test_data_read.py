@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from gazeguard.data.columns import Columns
 from gazeguard.data.images import ImageLimits
 from gazeguard.data.read import FORMATS, open_dataset
 from gazeguard.errors import DataError, UsageError
-from gazeguard.types import ImagePart, Sample, SkippedRow, TextPart
+from gazeguard.types import ImagePart, Sample, SkipKind, SkippedRow, TextOnlyRow, TextPart
+
+from . import shapes
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +51,13 @@ def lines(path: Path, *records: Any) -> Path:
     return path
 
 
-def only_row(path: Path, record: Any, **options: Any) -> Sample | SkippedRow:
+def only_row(path: Path, record: Any, **options: Any) -> Sample | SkippedRow | TextOnlyRow:
     source = lines(path / "x.jsonl", record)
     (row,) = open_dataset(source, **options).rows()
     return row
 
 
-def sample(row: Sample | SkippedRow) -> Sample:
+def sample(row: Sample | SkippedRow | TextOnlyRow) -> Sample:
     assert isinstance(row, Sample), row
     return row
 
@@ -86,7 +90,7 @@ def test_broken_first_rows_do_not_hide_the_format(tmp_path: Path) -> None:
     path.write_text("oops\n[1]\n" + json.dumps(item()) + "\n")
     rows = list(open_dataset(path).rows())
     assert [getattr(row, "reason", None) for row in rows] == [
-        "line 1 is not JSON: Expecting value",
+        "line 1, column 1 is not JSON: Expecting value",
         "line 2 is not an object",
         None,
     ]
@@ -102,8 +106,8 @@ def test_broken_first_rows_do_not_hide_the_format(tmp_path: Path) -> None:
         (gzip.compress(b"[]", mtime=0), "unpack"),
         (bytes(range(256)), "binary file"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "binary file"),
-        (b"id,question\n1,why\n", "no row with conversations or messages"),
-        (b'{"a": 1}\n{"b": 2}\n', "no row with conversations or messages"),
+        (b"id,question\n1,why\n", "no image column among id, question; name it with --image"),
+        (b'{"a": 1}\n{"b": 2}\n', "rows with the keys a, b, and no conversation"),
         (b'[{"a": 1},]', "comma after the last item at line 1"),
         (b'[\n{"a": 1},\n{"a": 2},\n]\n', "comma after the last item at line 3"),
         (b'[\n{"a": 1}\n{"a": 2}]', "a comma or ] is missing at line 3"),
@@ -129,17 +133,23 @@ def test_a_file_that_is_no_data_set_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_unknown_and_ambiguous_input_lists_what_is_supported(tmp_path: Path) -> None:
+def test_mixed_rows_are_read_and_unknown_input_lists_what_is_supported(tmp_path: Path) -> None:
     mixed = lines(
         tmp_path / "mixed.jsonl",
         item(),
         said([{"type": "image_url", "image_url": {"url": "1.png"}}]),
     )
-    with pytest.raises(DataError, match="llava and openai at once; pass --format") as error:
-        open_dataset(mixed)
-    assert all(name in str(error.value) for name in FORMATS)
+    dataset = open_dataset(mixed)
+    assert dataset.format == "mixed"
+    assert [type(row) for row in dataset.rows()] == [Sample, Sample]
     dataset = open_dataset(mixed, format="llava")
     assert [type(row) for row in dataset.rows()] == [Sample, SkippedRow]
+    dataset = open_dataset(mixed, format="columns")
+    assert [type(row) for row in dataset.rows()] == [SkippedRow, SkippedRow]
+    (tmp_path / "x.bin").write_bytes(b"\x00\x01")
+    with pytest.raises(DataError, match="binary file") as error:
+        open_dataset(tmp_path / "x.bin")
+    assert all(name in str(error.value) for name in FORMATS)
 
 
 def test_folders_that_are_no_data_set_say_what_to_name(tmp_path: Path) -> None:
@@ -212,12 +222,13 @@ def test_table_cells_that_cannot_be_read_are_skipped_rows(tmp_path: Path, pictur
     dataset = open_dataset(tmp_path / "x.parquet")
     rows = list(dataset.rows())
     assert [len(sample(row).images) for row in rows[:2]] == [2, 1]
-    assert [getattr(row, "reason", "")[:21] for row in rows[2:]] == [
-        "an image of this row ",
-        "image is broken: imag",
-        "no image in this row",
-        "no image in this row",
+    assert [getattr(row, "reason", "") for row in rows[2:]] == [
+        "an image of this row is neither a path nor bytes",
+        "image is broken (image file is truncated): 1.png",
+        "",
+        "",
     ]
+    assert [type(row) for row in rows[4:]] == [TextOnlyRow, TextOnlyRow]
     written = dataset.write([2, 3, 4, 5], tmp_path / "out/removed")
     assert pq.read_table(written).equals(table[2:])
 
@@ -225,15 +236,15 @@ def test_table_cells_that_cannot_be_read_are_skipped_rows(tmp_path: Path, pictur
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (item(image=...), "no image in this row"),
-        (item(image=None), "no image in this row"),
+        (item(image=...), "no image in this row for its <image> marker; if there is one, add"),
+        (item(image=None), "no image in this row for its <image> marker; if there is one, add"),
         (item(image="img/7.png"), "image not found: img/7.png"),
-        (item(image="../1.png"), "image path leaves the image folder: ../1.png"),
+        (item(image="../1.png"), "image path leaves the image folder: ../1.png; --images names"),
         (item(image=["1.png", "1.png"]), "1 image markers but 2 images"),
         (item(image=7), "an image of this row is neither a path nor bytes"),
         (item(conversations=...) | {"messages": []}, "no 'conversations' in this row"),
         (item(conversations="hi"), "'conversations' is not a list of turns"),
-        (item(conversations=[]), "no user turn in this row"),
+        (item(conversations=[]), "no 'conversations' in this row (keys: id, image, conversations)"),
         (item(conversations=[{"from": "gpt", "value": "x"}]), "no user turn in this row"),
         (item(conversations=[{"from": "tool"}]), "unknown role 'tool' in 'conversations'"),
         (
@@ -249,13 +260,14 @@ def test_table_cells_that_cannot_be_read_are_skipped_rows(tmp_path: Path, pictur
     ],
 )
 def test_llava_rows_that_cannot_be_read_say_why(tmp_path: Path, record: Any, reason: str) -> None:
-    assert only_row(tmp_path, record, format="llava") == SkippedRow(0, reason)
+    row = only_row(tmp_path, record, format="llava")
+    assert isinstance(row, SkippedRow)
+    assert row.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (said("hi", images=[]), "no image in this row"),
         (said("<image>hi", images=[]), "no image in this row"),
         (said("<image><image>hi", images=["1.png"]), "2 image markers but 1 images"),
         (
@@ -282,7 +294,7 @@ def test_chat_rows_that_cannot_be_read_say_why(tmp_path: Path, record: Any, reas
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"a": 1,}', "line 3 is not JSON"),
+        (b'{"a": 1,}', "line 3, column 9 is not JSON"),
         (b"\xff\xff", "line 3 is not UTF-8 text"),
         (b"[" * 200_000, "line 3 is nested too deeply"),
         (b'{"id": ' + b"9" * 5000 + b"}", "line 3 cannot be read"),
@@ -421,3 +433,173 @@ def test_the_examples_in_the_docs_are_read(tmp_path: Path, picture: bytes) -> No
     assert dataset.write([1], tmp_path / "kept").read_text() == blocks[1]
     first, second = (sample(row) for row in examples["chat"][0].rows())
     assert first.sample_id == second.sample_id, "the docs say that both lines mean the same"
+
+
+def test_the_shapes_in_the_docs_are_what_happens() -> None:
+    """The right value of every shape stands in the docs, where people check it."""
+    told = shapes.documented(shapes.DOCS.read_text("utf-8"))
+    assert sum(map(len, told.values())) > 100
+    for title, rows in shapes.lines().items():
+        assert told[title] == rows, "run `python -m tests.unit.shapes` and read the difference"
+
+
+def test_rows_without_an_answer_are_samples_only_where_none_is_needed(tmp_path: Path) -> None:
+    record = {"images": ["1.png"], "messages": [{"role": "user", "content": "<image>hi"}], "a": "b"}
+    assert sample(only_row(tmp_path, record)).answer == ""
+    row = only_row(tmp_path, record, need_answer=True)
+    assert isinstance(row, SkippedRow)
+    assert row.kind is SkipKind.NO_ANSWER
+    assert "images, messages, a" in row.reason
+    mapped = only_row(tmp_path, record, need_answer=True, columns=Columns(answer="a"))
+    assert sample(mapped).answer == "b"
+
+
+@pytest.mark.parametrize(
+    ("record", "columns"),
+    [
+        ({"bild": "1.png", "frage": "hi", "antwort": "yes"}, Columns("antwort", "frage", "bild")),
+        (
+            {"image": "1.png", "dialog": [{"role": "user", "content": "hi"}], "text": "yes"},
+            Columns("text", "dialog"),
+        ),
+        (
+            {
+                "image": "1.png",
+                "conversations": [
+                    {"from": "Human", "value": "hi"},
+                    {"from": "Bot", "value": "yes"},
+                ],
+            },
+            Columns(roles=(("Human", "user"), ("Bot", "assistant"))),
+        ),
+        (
+            {"image": "1.png", "question": "no", "frage": "hi", "answer": "yes"},
+            Columns(None, "frage"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("container", ["lines", "parquet", "imagefolder"])
+def test_columns_and_roles_that_the_user_names(
+    tmp_path: Path, record: dict[str, Any], columns: Columns, container: str
+) -> None:
+    if container == "lines":
+        path = lines(tmp_path / "x.jsonl", record)
+    elif container == "parquet":
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    else:
+        named = {"file_name" if key == "image" else key: value for key, value in record.items()}
+        path = lines(tmp_path / "metadata.jsonl", named)
+    dataset = open_dataset(path, columns=columns, need_answer=True)
+    row = sample(next(dataset.rows()))
+    assert (row.prompt, row.answer, len(row.images)) == ("hi", "yes", 1)
+
+
+def test_columns_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", item(more="well"))
+    mapped = open_dataset(path, columns=Columns(answer="more"))
+    assert sample(next(mapped.rows())).answer == "well", "it takes the place of the turn's answer"
+    assert mapped.fingerprint() != open_dataset(path).fingerprint()
+
+
+def test_a_column_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", item())
+    for columns, option in (
+        (Columns(answer="foo"), "--answer"),
+        (Columns(prompt="foo"), "--prompt"),
+        (Columns(image="foo"), "--image"),
+    ):
+        with pytest.raises(DataError, match=f"no column 'foo' for {option}; it has id, image"):
+            open_dataset(path, columns=columns)
+
+
+def test_one_wrong_image_folder_is_one_trouble(tmp_path: Path) -> None:
+    rows = [item(image=f"pictures/{i}.png") for i in range(250)]
+    path = lines(tmp_path / "x.jsonl", *rows)
+    with pytest.raises(DataError, match=r"none of 12\d pictures .* with --images\.$"):
+        open_dataset(path)
+    (tmp_path / "deep/pictures").mkdir(parents=True)
+    (tmp_path / "1.png").rename(tmp_path / "deep/pictures/0.png")
+    with pytest.raises(DataError, match=r"with --images, perhaps .*/deep\.$"):
+        open_dataset(path, images=tmp_path / "deep/pictures")
+    (tmp_path / "deep/pictures/0.png").rename(tmp_path / "1.png")
+    # A single picture that is there, anywhere, and others are simply missing.
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "1.png").rename(tmp_path / "pictures/249.png")
+    dataset = open_dataset(path)
+    assert dataset.survey().skipped == {SkipKind.NO_IMAGE_FILE: 249}
+    kinds = {row.kind for row in dataset.rows() if isinstance(row, SkippedRow)}
+    assert kinds == {SkipKind.NO_IMAGE_FILE}
+    far = lines(tmp_path / "y.jsonl", *(item(image=f"https://a.b/{i}.png") for i in range(20)))
+    with pytest.raises(DataError, match="web addresses, and nothing is fetched; download"):
+        open_dataset(far)
+
+
+def test_splits_of_a_folder_are_read_one_at_a_time(tmp_path: Path) -> None:
+    row = {"image": "1.png", "question": "hi", "answer": "yes"}
+    names = ["data/train-00000-of-00002", "data/train-00001-of-00002", "data/mine-00000-of-00001"]
+    for i, name in enumerate([*names, "data/validation", "extra"]):
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pylist([row | {"id": i}])
+        pq.write_table(table, tmp_path / "hub" / f"{name}.parquet")
+    with pytest.raises(DataError, match="name one: .*hub/extra or .*hub/mine or .*hub/train or"):
+        open_dataset(tmp_path / "hub")
+    dataset = open_dataset(tmp_path / "hub/train", images=tmp_path)
+    assert dataset.count() == 2
+    kept = dataset.write([1], tmp_path / "out/kept")
+    assert [p.name for p in sorted(kept.rglob("*.parquet"))] == [
+        f"{n[5:]}.parquet" for n in names[:2]
+    ]
+    with pytest.raises(UsageError, match="another --out"):
+        dataset.write([1], tmp_path / "hub/out/kept")
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / "hub/nothing")
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix"),
+    [
+        ('{"v": 1, "data": [\n%s,\n %s\n, %s ], "n": 2}\n', ".json"),
+        ("%s\n\n%s %s", ".jsonl"),
+    ],
+)
+def test_objects_and_wrapped_lists_are_written_back_byte_by_byte(
+    tmp_path: Path, content: str, suffix: str
+) -> None:
+    rows = [json.dumps(item(id=i), indent=1) for i in range(3)]
+    path = tmp_path / "x.data"
+    path.write_text(content % tuple(rows))
+    dataset = open_dataset(path)
+    assert all(isinstance(row, Sample) for row in dataset.rows())
+    written = dataset.write(range(3), tmp_path / "out/kept")
+    assert written.suffix == suffix
+    assert written.read_bytes() == path.read_bytes()
+    again = open_dataset(dataset.write([0, 2], tmp_path / "out/kept"), images=tmp_path)
+    assert again.count() == 2
+    empty = dataset.write([], tmp_path / "out/removed").read_text()
+    assert json.loads(empty or "{}").get("data", []) == []
+
+
+def test_the_survey_counts_what_the_rows_are(tmp_path: Path) -> None:
+    text = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+    path = lines(
+        tmp_path / "x.jsonl",
+        item(),
+        item(id=...),
+        item(image=..., conversations=text),
+        item(image="no.png"),
+        item(conversations=text[:1]),
+        [1],
+    )
+    dataset = open_dataset(path, need_answer=True)
+    survey = dataset.survey()
+    found = list(dataset.rows())
+    assert (survey.rows, survey.with_pictures, survey.pictures, survey.turns) == (6, 2, 2, 4)
+    assert survey.text_only == sum(isinstance(row, TextOnlyRow) for row in found) == 1
+    assert survey.skipped == Counter(row.kind for row in found if isinstance(row, SkippedRow))
+    assert survey.ignored == {"id": 4}
+    assert not survey.is_enough
+    assert survey.sentence() == (
+        "6 rows: 2 with 2 pictures and 4 turns, 1 of text alone, 3 that cannot be used (picture"
+        " not found 1, no answer 1, row cannot be read 1). Columns that are not read: id."
+    )

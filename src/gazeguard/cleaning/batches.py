@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from gazeguard.errors import RowError
-from gazeguard.types import Sample, SkippedRow
+from gazeguard.types import Sample, SkippedRow, TextOnlyRow
 
 if TYPE_CHECKING:
     from gazeguard.models.target import Encoded
@@ -49,7 +49,7 @@ class Batch:
 
 
 def batches(
-    rows: Iterator[Sample | SkippedRow],
+    rows: Iterator[Sample | SkippedRow | TextOnlyRow],
     blocks: Iterable[Span],
     encode: Encode,
     batch_size: int | None,
@@ -92,7 +92,7 @@ def batches(
 
 
 def _window(
-    block: Iterator[Sample | SkippedRow], size: int | None, window: int
+    block: Iterator[Sample | SkippedRow | TextOnlyRow], size: int | None, window: int
 ) -> tuple[list[Sample], list[SkippedRow], bool]:
     """The next rows of a block that batches are made from, and whether they are its last.
 
@@ -103,6 +103,8 @@ def _window(
     unusable: list[SkippedRow] = []
     pixels, most = 0, window * (size or CPU_ROWS)
     for item in block:
+        if isinstance(item, TextOnlyRow):
+            item = item.as_skipped()
         if isinstance(item, SkippedRow):
             unusable.append(item)
             continue

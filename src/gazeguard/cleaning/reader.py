@@ -17,7 +17,8 @@ from gazeguard.cleaning.gallery import look_again
 from gazeguard.cleaning.heap import keep_freed_memory
 from gazeguard.cleaning.linear import fast_linear
 from gazeguard.cleaning.measure import Look, free_memory, measure
-from gazeguard.data.dataset import Dataset
+from gazeguard.data.columns import Columns
+from gazeguard.data.dataset import Dataset, described
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import UsageError
 from gazeguard.models.device import chosen_device
@@ -49,10 +50,17 @@ class Job:
     dtype: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+    columns: Columns | None = None
 
     def open_data(self) -> Dataset:
         """The data set; raises as `open_dataset`."""
-        return open_dataset(self.data, images=self.images, format=self.format)
+        return open_dataset(
+            self.data,
+            images=self.images,
+            format=self.format,
+            columns=self.columns,
+            need_answer=True,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Here:
     def __init__(self, job: Job, dataset: Dataset | None = None) -> None:
         self._job = job
         self._dataset = dataset or job.open_data()
+        self._alone = dataset is None
         device_map, self._why = chosen_device(job.device)
         keep_freed_memory()
         options = (job.dtype, device_map, job.trust_remote_code)
@@ -133,7 +142,8 @@ class Here:
             f"Device {target.device} ({self._why}), {record['dtype']} ({asked}), attention"
             f" {attention_backend(target)} (the model's own choice)."
         )
-        return About(record, target.layers, target.device.type, (note,))
+        notes = (described(self._dataset), note) if self._alone else (note,)
+        return About(record, target.layers, target.device.type, notes)
 
     def fitting_batch(self) -> int:
         """Rows per forward pass, tried on the first rows that can be read."""

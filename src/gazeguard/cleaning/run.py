@@ -19,7 +19,8 @@ from gazeguard.cleaning.measure import NOT_FINITE, NOT_THE_ROWS_FAULT, SIGNALS
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.cleaning.reader import About, Here, Job, Reader
 from gazeguard.cluster import Ray, connected
-from gazeguard.data.dataset import Dataset
+from gazeguard.data.columns import Columns
+from gazeguard.data.dataset import Dataset, described
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.detector import abstain
@@ -70,6 +71,7 @@ def clean(
     base: str | Path | None = None,
     images: str | Path | None = None,
     format: str = "auto",
+    columns: Columns | None = None,
     rule: Rule = "robust",
     batch_size: int | Literal["auto"] | None = None,
     device: str = "auto",
@@ -96,6 +98,7 @@ def clean(
             adapter it needs no second model.
         images: folder that image paths in the data are relative to.
         format: of the data; `auto` looks inside.
+        columns: names of columns and roles, where the data does not use the usual ones.
         rule: which form of BYE decides.
         batch_size: rows per forward pass; lowered by itself when memory runs out. None suits it
             to the device and, on a CPU, to the length of the prompts; `auto` tries what is fastest.
@@ -145,9 +148,12 @@ def clean(
         dtype,
         revision,
         trust_remote_code,
+        columns,
     )
     dataset = job.open_data()
     prepare_folder(out, dataset.path)
+    if ray is None:  # a worker tells it otherwise: the walk over all rows is one with its hash
+        log.info(described(dataset))
     with locked(out / WORK), _reader(job, dataset, ray) as reader:
         about = reader.about()
         for note in about.notes:

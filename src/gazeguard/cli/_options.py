@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -43,6 +44,13 @@ images_option = click.option(
     metavar="DIR",
     help="Folder that image paths in DATA are relative to.",
 )
+format_option = click.option(
+    "--format",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="llava, chat, openai, columns, parquet or imagefolder; auto looks inside.",
+)
 guard_option = click.option(
     "--guard",
     "guard_folder",
@@ -55,6 +63,67 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing b
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, help="Show the libraries' own messages too."
 )
+
+
+def _roles(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """`human=Human` as the pair `("Human", "user")`."""
+    from gazeguard.data.columns import ROLES
+
+    pairs = []
+    for text in value:
+        role, _, written = text.partition("=")
+        if role not in ROLES or not written:
+            raise click.BadParameter(
+                f"'{text}' is not ROLE=NAME with one of {', '.join(ROLES)} before the sign.",
+                ctx,
+                param,
+            )
+        pairs.append((written, ROLES[role]))
+    return tuple(pairs)
+
+
+role_option = click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    callback=_roles,
+    metavar="ROLE=NAME",
+    help="How DATA writes a role, for example human=Human; repeat it for others.",
+)
+
+
+def column_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--prompt`, `--answer`, `--image` and `--role`, which a verb gets as `columns`."""
+
+    @wraps(command)
+    def with_columns(
+        *args: Any,
+        prompt_column: str | None,
+        answer_column: str | None,
+        image_column: str | None,
+        roles: tuple[tuple[str, str], ...],
+        **options: Any,
+    ) -> Any:
+        from gazeguard.data.columns import Columns
+
+        columns = Columns(answer_column, prompt_column, image_column, roles)
+        return command(*args, columns=columns, **options)
+
+    found: Callable[..., Any] = role_option(with_columns)
+    for name, what in (
+        ("image", "pictures"),
+        ("answer", "answers"),
+        ("prompt", "questions, or lists of turns"),
+    ):
+        found = click.option(
+            f"--{name}",
+            f"{name}_column",
+            metavar="COLUMN",
+            help=f"Column of DATA with the {what}.  [default: the usual names]",
+        )(found)
+    return found
 
 
 def ray_options(what: str) -> Callable[[Command], Command]:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gazeguard.cli._options import images_option, load_target, model_options, quiet_option
+from gazeguard.cli._options import (
+    column_options,
+    images_option,
+    load_target,
+    model_options,
+    quiet_option,
+)
 from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gazeguard.types import Sample
+    from gazeguard.data.columns import Columns
 
 
 def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -72,6 +78,7 @@ def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     "multiple of the even share of attention.",
 )
 @images_option
+@column_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="N")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the split in halves.")
@@ -86,6 +93,7 @@ def calibrate(
     layers: Any,
     prune: Any,
     images: Path | None,
+    columns: Columns,
     limit: int | None,
     batch_size: int,
     seed: int,
@@ -101,19 +109,19 @@ def calibrate(
     from gazeguard.data.read import open_dataset
     from gazeguard.guarding import Guard
     from gazeguard.methods.cleansight import DEFAULT_SETTING
-    from gazeguard.types import SkippedRow
+    from gazeguard.types import Sample
 
-    dataset = open_dataset(data, images=images)
+    dataset = open_dataset(data, images=images, columns=columns)
     total = min(dataset.count(), limit or dataset.count())
     left_out = 0
 
     def readable() -> Iterator[Sample]:
         nonlocal left_out
         for row in dataset.rows(None if limit is None else range(limit).__contains__):
-            if isinstance(row, SkippedRow):
-                left_out += 1
-            else:
+            if isinstance(row, Sample):
                 yield row
+            else:
+                left_out += 1
 
     def skip(*_: object) -> None:
         nonlocal left_out

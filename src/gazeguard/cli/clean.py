@@ -13,9 +13,11 @@ from gazeguard.cli._options import (
     adapter_option,
     batch_size_of,
     chosen_ray,
+    column_options,
     device_option,
     dtype_option,
     fail_on_option,
+    format_option,
     images_option,
     quiet_option,
     ray_options,
@@ -27,6 +29,7 @@ from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, row_progre
 
 if TYPE_CHECKING:
     from gazeguard.cleaning import CleanOutcome
+    from gazeguard.data.columns import Columns
 
 
 @click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
@@ -42,13 +45,8 @@ if TYPE_CHECKING:
 @adapter_option
 @click.option("--base", metavar="MODEL", help="What MODEL was before a full fine-tune.")
 @images_option
-@click.option(
-    "--format",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="llava, chat, openai, parquet or imagefolder; auto looks inside.",
-)
+@format_option
+@column_options
 @click.option(
     "--rule",
     type=click.Choice(["robust", "paper"]),
@@ -93,6 +91,7 @@ def clean(
     base: str | None,
     images: Path | None,
     format: str,
+    columns: Columns,
     rule: str,
     batch_size: int | Literal["auto"] | None,
     device: str,
@@ -138,6 +137,7 @@ def clean(
             base=base,
             images=images,
             format=format,
+            columns=columns,
             rule=rule,
             batch_size=batch_size,
             device=device,

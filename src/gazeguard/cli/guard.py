@@ -19,6 +19,7 @@ from gazeguard.cli._options import (
     load_target,
     mode_option,
     model_options,
+    role_option,
 )
 from gazeguard.cli._terminal import NORMAL, narrated
 
@@ -48,9 +49,13 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="Picture to ask about; give several for a prompt with several.",
+    help="Picture to ask about; give several for a prompt with several. With --data: the column"
+    " of the pictures, where it has another name than usual.",
 )
-@click.option("--prompt", metavar="TEXT", help="What to ask.")
+@click.option(
+    "--prompt", metavar="TEXT", help="What to ask. With --data: the column of the questions."
+)
+@role_option
 @click.option(
     "--data", type=_FILE, metavar="PATH", help="Instead: a data set; prints one JSON line per item."
 )
@@ -83,6 +88,7 @@ def guard(
     guard_folder: Path,
     image: tuple[Path, ...],
     prompt: str | None,
+    roles: tuple[tuple[str, str], ...],
     data: Path | None,
     images: Path | None,
     limit: int | None,
@@ -101,24 +107,34 @@ def guard(
 
     Prints the answer and the verdict. With --data it does so for every item of a data set.
     """
-    if bool(image) != (prompt is not None) or bool(image) == (data is not None):
+    if data is None and (not image or prompt is None or roles):
         raise click.UsageError("give either --image and --prompt, or --data.")
+    if data is not None and len(image) > 1:
+        raise click.UsageError("with --data, --image is the column of the pictures: give one.")
     if heatmap is not None and data is not None:
         raise click.UsageError("--heatmap needs --image and --prompt.")
+    from gazeguard.data.columns import Columns
+    from gazeguard.data.read import open_dataset
     from gazeguard.guarding import Guard
-    from gazeguard.types import Outcome
+    from gazeguard.types import Outcome, TextOnlyRow
 
     options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
     files = _files(html_output, json_output, (data, *image))
     seen, finished = set(), False
     with narrated(NORMAL):
         asked: Dataset | Sample
-        if prompt is not None:
+        if data is None:
+            assert prompt is not None, "checked above"
             asked = _sample(image, prompt)
             rows: Iterator[Row] = iter([asked])
         else:
-            asked = _dataset(data, images)
-            rows = asked.rows(None if limit is None else range(limit).__contains__)
+            column = str(image[0]) if image else None
+            asked = open_dataset(data, images=images, columns=Columns(None, prompt, column, roles))
+            wanted = None if limit is None else range(limit).__contains__
+            rows = (
+                row.as_skipped() if isinstance(row, TextOnlyRow) else row
+                for row in asked.rows(wanted)
+            )
         loaded = Guard.load(guard_folder, load_target(model, **model_kwargs))
         record, write = _report(
             loaded,
@@ -161,13 +177,6 @@ def _sample(files: tuple[Path, ...], prompt: str) -> Sample:
             raise DataError(f"{file}: {error}; give a picture file.") from error
     turns = (Turn("user", (*map(ImagePart, range(len(files))), TextPart(prompt))),)
     return Sample(0, content_id(turns, encoded), tuple(pictures), turns)
-
-
-def _dataset(data: Path | None, images: Path | None) -> Dataset:
-    from gazeguard.data.read import open_dataset
-
-    assert data is not None, "either a picture or a data set was given"
-    return open_dataset(data, images=images)
 
 
 def _files(

@@ -26,6 +26,7 @@ VERBS = {
     "demo": "Run the main job on the shipped model and a set poisoned here.",
     "doctor": "Show what this machine offers and what is missing.",
     "guard": "Ask a model under its guard: judged, and disarmed when a trigger is active.",
+    "inspect": "Show how the rows of a data set will be read, before a model runs.",
     "lab": "Make tiny models, poisoned sets and fine-tunes with the truth known.",
     "scan": "Say whether somebody planted a backdoor in a model, an adapter or a text encoder.",
     "serve": "Serve a model to OpenAI clients, every request judged by its guard.",

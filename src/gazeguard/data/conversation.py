@@ -1,30 +1,24 @@
-"""From one parsed row of any format to turns with images at their places."""
+"""From the turns of a row to a conversation with images at their places."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from gazeguard.data.images import shorten
+from gazeguard.data.columns import Columns
+from gazeguard.data.images import EmbeddedImage, shorten
 from gazeguard.errors import RowError
-from gazeguard.types import ImagePart, TextPart, Turn
+from gazeguard.types import ImagePart, SkipKind, TextPart, Turn
 
 MARKER = "<image>"
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "developer": "system",
-}
-# Plain text columns, most specific first; the first one with a value is taken.
-QUESTION_COLUMNS = ("question", "query", "instruction", "prompt", "problem")
-ANSWER_COLUMNS = ("answer", "answers", "response", "output", "completion", "caption", "text")
-TURN_COLUMNS = ("conversations", "messages", "texts")
+# A path in the text names a picture that is in no list. A model's own picture tokens are left to
+# its encoder, which alone knows them.
+_INLINE = re.compile(r"<img>.*?</img>", re.DOTALL)
+_CONTENT = ("content", "value", "text")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{512,}={0,2}\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,80 +28,45 @@ class Slot:
     source: str | bytes | None = None
 
 
+Parts = list[str | Slot]
+Turns = list[tuple[str, Parts]]
+
+
 @dataclass(slots=True)
 class Draft:
-    """A row before its images are placed: turns of words and slots, and the row's image list."""
+    """A row before its images are placed.
 
-    turns: list[tuple[str, list[str | Slot]]]
+    Attributes:
+        turns: roles, each with words and slots.
+        images: the row's own list of images.
+        ignored: columns with a value that nothing was read from.
+    """
+
+    turns: Turns
     images: list[str | bytes] = field(default_factory=list)
-
-
-def parse_llava(record: Mapping[str, Any]) -> Draft:
-    """Read `{"image": path | [paths], "conversations": [{"from", "value"}]}`."""
-    if record.get("conversations") is None:
-        raise RowError("no 'conversations' in this row")
-    return Draft(_turns(record["conversations"], "conversations"), _row_images(record))
-
-
-def parse_chat(record: Mapping[str, Any]) -> Draft:
-    """Read `messages`, or `prompt` and `completion`, beside an optional `images` list."""
-    if record.get("messages") is not None:
-        return Draft(_turns(record["messages"], "messages"), _row_images(record))
-    if record.get("prompt") is None:
-        raise RowError("no 'messages' or 'prompt' in this row")
-    turns: list[tuple[str, list[str | Slot]]] = []
-    for key, role in (("prompt", "user"), ("completion", "assistant")):
-        value = record.get(key)
-        if isinstance(value, str):
-            turns.append((role, _split(value)))
-        elif value is not None:
-            turns.extend(_turns(value, key))
-    return Draft(turns, _row_images(record))
-
-
-def parse_columns(record: Mapping[str, Any]) -> Draft:
-    """Read a table row: turns if there are any, else a question and an answer in plain columns."""
-    if record.get("conversations") is not None:
-        return parse_llava(record)
-    if record.get("messages") is not None or isinstance(record.get("prompt"), list):
-        return parse_chat(record)
-    turns: list[tuple[str, list[str | Slot]]] = []
-    if record.get("texts") is not None:
-        for pair in _mappings(record["texts"], "texts"):
-            turns += [(role, _content(pair.get(role))) for role in ("user", "assistant")]
-        return Draft(turns, _row_images(record))
-    turns.append(("user", _content(_first(record, QUESTION_COLUMNS))))
-    answer = _first(record, ANSWER_COLUMNS)
-    if isinstance(answer, list):
-        answer = answer[0] if answer else None  # several accepted answers: the first is trained
-    if answer is not None:
-        turns.append(("assistant", _content(answer)))
-    return Draft(turns, _row_images(record))
+    ignored: tuple[str, ...] = ()
 
 
 def place_images(draft: Draft) -> tuple[tuple[Turn, ...], list[str | bytes]]:
     """Give every slot its image; images without a marker go first in the first user turn.
 
     Returns:
-        The turns, and the image sources in the order of `ImagePart.index`.
+        The turns, and the image sources in the order of `ImagePart.index`; none for a row of
+        text alone.
 
     Raises:
-        RowError: no user turn, no image, or as many markers as images do not match.
+        RowError: no user turn, or markers and images do not match.
     """
     roles = [role for role, _ in draft.turns]
     if "user" not in roles:
         raise RowError("no user turn in this row")
     turns = [(role, list(parts)) for role, parts in draft.turns]
     slots = [p for _, parts in turns for p in parts if isinstance(p, Slot)]
-    if not slots and not draft.images:
-        raise RowError("no image in this row")
     markers = sum(slot.source is None for slot in slots)
     if not slots:
         turns[roles.index("user")][1][:0] = [Slot() for _ in draft.images]
     elif markers != len(draft.images):
-        if markers == len(slots) and not draft.images:
-            raise RowError("no image in this row")
-        raise RowError(f"{markers} image markers but {len(draft.images)} images")
+        raise RowError(_counted(markers, len(draft.images)))
     waiting = iter(draft.images)
     sources: list[str | bytes] = []
     placed: list[Turn] = []
@@ -144,33 +103,61 @@ def content_id(turns: Iterable[Turn], encoded: Sequence[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _turns(value: object, name: str) -> list[tuple[str, list[str | Slot]]]:
-    turns = []
-    for item in _mappings(value, name):
-        said = item["role"] if item.get("role") is not None else item.get("from")
-        role = ROLES.get(said) if isinstance(said, str) else None
+def read_turns(value: object, name: str, columns: Columns) -> Turns:
+    """Read a list of turns: `{role, content}`, `{from, value}`, or `{user, assistant}` pairs.
+
+    Raises:
+        RowError: it is no such list, or a turn cannot be read.
+    """
+    if not is_turns(value):
+        raise RowError(f"'{name}' is not a list of turns")
+    turns: Turns = []
+    for item in value:
+        written = item["role"] if item.get("role") is not None else item.get("from")
+        if written is None:
+            pair = sorted(
+                ((columns.role(key) or "", key) for key in item if columns.role(key)),
+                key=lambda found: ("system", "user", "assistant").index(found[0]),
+            )
+            if not pair:
+                keys = shorten(", ".join(map(str, item)), 60)
+                raise RowError(f"a turn in '{name}' has no role or from (its keys: {keys})")
+            turns += [(role, read_content(item[key])) for role, key in pair]
+            continue
+        role = columns.role(written)
         if role is None:
-            raise RowError(f"unknown role {shorten(repr(said), 40)} in '{name}'")
-        content = item["content"] if item.get("content") is not None else item.get("value")
-        turns.append((role, _content(content)))
+            known = shorten(written, 40) if isinstance(written, str) else "NAME"
+            raise RowError(
+                f"unknown role {shorten(repr(written), 40)} in '{name}'; if it is the user's, add"
+                f" --role user={known}"
+            )
+        content = next((item[key] for key in _CONTENT if item.get(key) is not None), None)
+        # An answer without words is told where answers are needed; a question must have some.
+        if content is None and role != "assistant" and not any(key in item for key in _CONTENT):
+            keys = shorten(", ".join(map(str, item)), 60)
+            raise RowError(f"a turn in '{name}' has no content or value (its keys: {keys})")
+        turns.append((role, read_content(content)))
     return turns
 
 
-def _mappings(value: object, name: str) -> list[Mapping[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise RowError(f"'{name}' is not a list of turns")
-    return value
+def is_turns(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether a value is a list of objects."""
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
 
 
-def _content(value: object) -> list[str | Slot]:
-    """Read a turn's content: text, a number, nothing, or a list of typed parts."""
+def read_content(value: object) -> Parts:
+    """Read a turn's content: text, a number, nothing, or a list of typed parts.
+
+    Raises:
+        RowError: it is something else.
+    """
     if value is None:
         return []
     if isinstance(value, str | int | float):
         return _split(str(value))
     if not isinstance(value, list):
         raise RowError(f"a turn holds {type(value).__name__}, not text or parts")
-    parts: list[str | Slot] = []
+    parts: Parts = []
     for part in value:
         if isinstance(part, str):
             parts += _split(part)
@@ -181,25 +168,64 @@ def _content(value: object) -> list[str | Slot]:
     return parts
 
 
-def _typed_part(part: Mapping[str, Any]) -> list[str | Slot]:
+def image_source(value: object) -> str | bytes:
+    """Read one image reference: path, URL, bytes, `{"bytes", "path"}` or `{"url"}`.
+
+    Raises:
+        RowError: it is none of these.
+    """
+    if isinstance(value, Mapping):
+        data, path = value.get("bytes"), value.get("path")
+        if isinstance(data, bytes) and data:
+            return EmbeddedImage(data, path if isinstance(path, str) else "")
+        if isinstance(data, str) and data:
+            return f"data:;base64,{data}"
+        value = next((value[k] for k in ("path", "url") if value.get(k) is not None), None)
+    if isinstance(value, str) and _BASE64.fullmatch(value):
+        return f"data:;base64,{value}"
+    if isinstance(value, str | bytes) and value:
+        return value
+    raise RowError("an image of this row is neither a path nor bytes", SkipKind.NO_IMAGE_FILE)
+
+
+def pair_turns(value: object) -> Turns:
+    """Read `history`: pairs of a question and its answer.
+
+    Raises:
+        RowError: it is something else.
+    """
+    turns: Turns = []
+    for pair in value if isinstance(value, list) else [value]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError("'history' is not a list of pairs of question and answer")
+        turns += [("user", read_content(pair[0])), ("assistant", read_content(pair[1]))]
+    return turns
+
+
+def _typed_part(part: Mapping[str, Any]) -> Parts:
     kind = part.get("type")
     if kind == "text":
-        return _content(part.get("text"))
+        return read_content(part.get("text"))
     if kind in ("image", "image_url"):
         value = next((part[k] for k in ("image_url", "image", "url", "path") if part.get(k)), None)
-        return [Slot()] if value is None else [Slot(_source(value))]
+        return [Slot()] if value is None else [Slot(image_source(value))]
     raise RowError(f"a turn's part of type {shorten(repr(kind), 40)} is not text or image")
 
 
-def _split(text: str) -> list[str | Slot]:
+def _split(text: str) -> Parts:
     """Cut text at its image markers; white space beside a marker belongs to the marker."""
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
         raise RowError("text holds a broken unicode character") from None
+    if inline := _INLINE.search(text):
+        raise RowError(
+            f"text holds {shorten(inline.group(), 60)}; write {MARKER} there and name the picture"
+            " in 'images'"
+        )
     if MARKER not in text:
         return [text] if text else []
-    parts: list[str | Slot] = []
+    parts: Parts = []
     for i, piece in enumerate(text.split(MARKER)):
         if i:
             parts.append(Slot())
@@ -208,21 +234,7 @@ def _split(text: str) -> list[str | Slot]:
     return parts
 
 
-def _row_images(record: Mapping[str, Any]) -> list[str | bytes]:
-    value = record["images"] if record.get("images") is not None else record.get("image")
-    if value is None or value == "":
-        return []
-    return [_source(v) for v in (value if isinstance(value, list) else [value]) if v is not None]
-
-
-def _source(value: object) -> str | bytes:
-    """Read one image reference: path, URL, bytes, `{"bytes", "path"}` or `{"url"}`."""
-    if isinstance(value, Mapping):
-        value = next((value[k] for k in ("bytes", "path", "url") if value.get(k) is not None), None)
-    if isinstance(value, str | bytes) and value:
-        return value
-    raise RowError("an image of this row is neither a path nor bytes")
-
-
-def _first(record: Mapping[str, Any], columns: Iterable[str]) -> Any:
-    return next((record[c] for c in columns if record.get(c) is not None), None)
+def _counted(markers: int, images: int) -> str:
+    if not images:
+        return f"no image in this row for its {MARKER} marker; if there is one, add --image COLUMN"
+    return f"{markers} image markers but {images} images"

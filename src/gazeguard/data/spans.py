@@ -5,10 +5,12 @@ Nothing here keeps the text: one pass finds the boundaries, two int64 a row reme
 
 from __future__ import annotations
 
+import json
 import mmap
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,12 +39,16 @@ class Spans:
         start: int64 `(N,)`, first byte of each row.
         stop: int64 `(N,)`, one past its last byte; a line's range includes its line break.
         empty: what a file without rows looks like in this format.
+        suffix: of a file in this format.
+        header: the first line of a CSV file; empty in JSON.
     """
 
     path: Path
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
     empty: bytes
+    suffix: str = ".jsonl"
+    header: bytes = b""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -69,20 +75,22 @@ class Spans:
 
 
 class LineNumbers:
-    """Line numbers of growing byte offsets, each byte counted once."""
+    """Places of growing byte offsets, each byte counted once."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._line = path, 0, 1
+        self._path, self._offset, self._line, self._begin = path, 0, 1, 0
 
-    def at(self, offset: int) -> int:
-        """Return the 1-based line of a byte offset."""
+    def at(self, offset: int) -> tuple[int, int]:
+        """Return the 1-based line and column (in bytes) of a byte offset."""
         if offset < self._offset:
-            self._offset, self._line = 0, 1
+            self._offset, self._line, self._begin = 0, 1, 0
         with self._path.open("rb") as handle:
             for piece in _pieces(handle, self._offset, offset):
                 self._line += piece.count(b"\n")
-        self._offset = offset
-        return self._line
+                if (last := piece.rfind(b"\n")) >= 0:
+                    self._begin = self._offset + last + 1
+                self._offset += len(piece)
+        return self._line, offset - self._begin + 1
 
 
 def index_lines(path: Path) -> Spans:
@@ -122,7 +130,9 @@ def _index_records(path: Path, stays_open: Callable[[bytes, bool], bool], *, hea
             head = stops[0]
             del starts[0], stops[0]
         handle.seek(0)
-        return Spans(path, _int64(starts), _int64(stops), handle.read(head))
+        first = handle.read(head)
+        suffix = ".csv" if header else ".jsonl"
+        return Spans(path, _int64(starts), _int64(stops), first, suffix, first)
 
 
 def index_list(path: Path) -> Spans:
@@ -131,45 +141,141 @@ def index_list(path: Path) -> Spans:
     Raises:
         DataError: the list itself is broken (comma, bracket, quote), with the line.
     """
-    starts, stops = array("q"), array("q")
+    with _scanning(path) as scan:
+        start, stop = _spans(scan.items(scan.begin))
+        scan.ends("list")
+    return Spans(path, start, stop, b"[]\n", ".json")
+
+
+def index_objects(path: Path) -> Spans:
+    """Find objects that follow each other with any white space inside and between them.
+
+    Raises:
+        DataError: a bracket or quote is broken, with the line.
+    """
+    with _scanning(path) as scan:
+        start, stop = _spans(scan.values())
+    return Spans(path, start, stop, b"")
+
+
+def index_wrapped(path: Path) -> dict[str, Spans]:
+    """Find the lists of objects in a file that is one object, such as `{"data": [...]}`.
+
+    What stands around the list's items is written before and after the kept ones.
+
+    Raises:
+        DataError: a comma, bracket or quote is broken, with the line.
+    """
+    found = {}
+    with _scanning(path) as scan, path.open("rb") as handle:
+        members = list(scan.members())
+        scan.ends("object")
+        for name, at in members:
+            if scan.starts(at, b"["):
+                start, stop = _spans(scan.items(at))
+                if len(start) and scan.starts(int(start[0]), b"{"):
+                    head = handle.read(int(start[0]))
+                    handle.seek(int(stop[-1]))
+                    found[name] = Spans(path, start, stop, head + handle.read(), ".json")
+                    handle.seek(0)
+    return found
+
+
+@contextmanager
+def _scanning(path: Path) -> Iterator[_Scanner]:
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        scan = _ListScanner(path, text)
-        for start, stop in scan.items():
-            starts.append(start)
-            stops.append(stop)
-    return Spans(path, _int64(starts), _int64(stops), b"[]\n")
+        yield _Scanner(path, text)
 
 
-class _ListScanner:
+def _spans(found: Iterable[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    starts, stops = array("q"), array("q")
+    for start, stop in found:
+        starts.append(start)
+        stops.append(stop)
+    return _int64(starts), _int64(stops)
+
+
+class _Scanner:
+    """Finds where JSON values start and stop in a mapped file."""
+
     def __init__(self, path: Path, text: mmap.mmap) -> None:
         self._path, self._text = path, text
+        self.begin = self._space(len(_BOM) if text[:3] == _BOM else 0)
+        self._end = self.begin
 
-    def items(self) -> Iterator[tuple[int, int]]:
-        position = self._space(len(_BOM) if self._text[:3] == _BOM else 0) + 1  # behind the [
-        position = self._space(position)
-        seen = 0  # everything before has been let go
-        if self._text[position : position + 1] == b"]":
-            position += 1
-        else:
-            while True:
-                stop = self._value(position)
-                yield position, stop
-                if stop - seen > _MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-                    self._text.madvise(mmap.MADV_DONTNEED, 0, stop)
-                    seen = stop
-                position = self._space(stop)
-                mark = self._text[position : position + 1]
-                if mark == b"]":
-                    position += 1
-                    break
-                if mark != b",":
-                    raise self._broken(position, "a comma or ] is missing")
-                comma, position = position, self._space(position + 1)
-                if self._text[position : position + 1] == b"]":
-                    raise self._broken(comma, "there is a comma after the last item")
-        position = self._space(position)
+    def starts(self, position: int, mark: bytes) -> bool:
+        """Whether this stands there."""
+        return self._text[position : position + len(mark)] == mark
+
+    def ends(self, what: str) -> None:
+        """Check that nothing comes after the end of what was read last."""
+        position = self._space(self._end)
         if position != len(self._text):
-            raise self._broken(position, "there is more after the end of the list")
+            raise self._broken(position, f"there is more after the end of the {what}")
+
+    def values(self) -> Iterator[tuple[int, int]]:
+        """Values that only white space parts."""
+        position = self.begin
+        while position < len(self._text):
+            stop = self._value(position)
+            yield position, stop
+            position = self._space(stop)
+
+    def items(self, start: int) -> Iterator[tuple[int, int]]:
+        """The items of the list that starts there."""
+        position = self._space(start + 1)
+        seen = 0  # everything before has been let go
+        if self.starts(position, b"]"):
+            self._end = position + 1
+            return
+        while True:
+            stop = self._value(position)
+            yield position, stop
+            if stop - seen > _MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+                self._text.madvise(mmap.MADV_DONTNEED, 0, stop)
+                seen = stop
+            position = self._after(stop, b"]")
+            if position == self._end:
+                return
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """The names in the file's one object, and where their values start."""
+        position = self._space(self.begin + 1)
+        if self.starts(position, b"}"):
+            self._end = position + 1
+            return
+        while True:
+            stop = self._value(position)
+            colon = self._space(stop)
+            if not self.starts(position, b'"') or not self.starts(colon, b":"):
+                raise self._broken(position, "a name in quotes and a colon are missing")
+            try:
+                name = str(json.loads(self._text[position:stop]))
+            except ValueError:
+                raise self._broken(position, "a name cannot be read") from None
+            start = self._space(colon + 1)
+            yield name, start
+            position = self._after(self._value(start), b"}")
+            if position == self._end:
+                return
+
+    def _after(self, stop: int, closer: bytes) -> int:
+        """Where the next item starts, or the end of what holds it."""
+        position = self._space(stop)
+        if self.starts(position, closer):
+            self._end = position + 1
+            return self._end
+        if not self.starts(position, b","):
+            self._no_comment(position)
+            raise self._broken(position, f"a comma or {closer.decode()} is missing")
+        comma, position = position, self._space(position + 1)
+        if self.starts(position, closer):
+            raise self._broken(comma, "there is a comma after the last item")
+        return position
+
+    def _no_comment(self, position: int) -> None:
+        if any(self.starts(position, mark) for mark in (b"//", b"/*", b"#")):
+            raise self._broken(position, "there is a comment, which JSON has not,")
 
     def _space(self, position: int) -> int:
         found = _SPACE.match(self._text, position)
@@ -177,6 +283,7 @@ class _ListScanner:
 
     def _value(self, start: int) -> int:
         if (scalar := _SCALAR.match(self._text, start)) is not None:
+            self._no_comment(start)
             return scalar.end()
         # `search`, not `finditer`: a live iterator would keep the map from closing on an error.
         closers: list[bytes] = []
@@ -198,9 +305,10 @@ class _ListScanner:
         raise self._broken(at, "the file ends too early" if closers else "an item is missing")
 
     def _broken(self, offset: int, what: str) -> DataError:
-        line = LineNumbers(self._path).at(min(offset, len(self._text)))
+        line, column = LineNumbers(self._path).at(min(offset, len(self._text)))
         return DataError(
-            f"{self._path.name} is not valid JSON: {what} at line {line}; repair that line."
+            f"{self._path.name} is not valid JSON: {what} at line {line}, column {column}; repair"
+            " that line."
         )
 
 

@@ -16,20 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gazeguard.data.conversation import (
-    ANSWER_COLUMNS,
-    QUESTION_COLUMNS,
+from gazeguard.data.columns import (
+    IMAGE_COLUMNS,
+    READ_COLUMNS,
+    TEXT_COLUMNS,
     TURN_COLUMNS,
-    parse_columns,
+    UNREAD,
+    Columns,
 )
-from gazeguard.data.dataset import Record, RecordDataset, Wanted
-from gazeguard.data.images import ImageRoot
+from gazeguard.data.conversation import Draft
+from gazeguard.data.dataset import ReadOptions, Record, RecordDataset, Wanted
+from gazeguard.data.images import shorten
+from gazeguard.data.shapes import parse
 from gazeguard.data.write import atomic_file, atomic_folder
 from gazeguard.errors import DataError, RowError
 
 _BATCH = 32  # rows in memory at once: images may be megabytes each
 _GROUP_BYTES = 16 << 20  # held back before a row group is written; readers skip whole groups
-_TEXT_COLUMNS = (*TURN_COLUMNS, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
 
 
 class TablePart(ABC):
@@ -143,19 +146,21 @@ class ArrowPart(TablePart):
 
 
 class TableDataset(RecordDataset):
-    """Rows in one or several Arrow tables with an image column.
+    """Rows in one or several Arrow tables with pictures.
 
     Args:
         path: the file or folder the user named.
-        images: where images lie that the table names by path.
+        options: of reading.
         parts: the files, in row order.
     """
 
-    def __init__(self, path: Path, images: ImageRoot, parts: Sequence[TablePart]) -> None:
-        super().__init__(path, "parquet", parse_columns, images)
+    def __init__(self, path: Path, options: ReadOptions, parts: Sequence[TablePart]) -> None:
+        super().__init__(path, "parquet", options)
         self._parts = parts
         self.suffix = ".parquet" if path.is_file() else ""
-        self._columns = [_pick_columns(part) for part in parts]
+        self._columns = [_pick_columns(part, options.columns) for part in parts]
+        every = (name for images, _ in self._columns for name in images)
+        self._image_columns = tuple(dict.fromkeys(every))
         self._begin = np.cumsum([0, *(part.count for part in parts)])
 
     def count(self) -> int:
@@ -176,10 +181,15 @@ class TableDataset(RecordDataset):
 
             if not inside(range(part.count)):
                 continue
-            for begin, batch in part.batches([*images, *texts], any_wanted):
+            read = list(dict.fromkeys([*images, *texts]))
+            unread = {name: UNREAD for name in part.schema.names if name not in read}
+            for begin, batch in part.batches(read, any_wanted):
                 for row in filter(wanted, inside(range(begin, begin + batch.num_rows))):
                     record = batch.slice(row - first - begin, 1).to_pylist()[0]
-                    yield row, {**record, "images": _flat(record, images)}
+                    yield row, record | unread
+
+    def _parse(self, record: Record) -> Draft:
+        return parse(record, self._options.columns, image_columns=self._image_columns)
 
     def _files(self) -> Sequence[Path]:
         return [part.path for part in self._parts]
@@ -215,33 +225,40 @@ class TableDataset(RecordDataset):
             (folder / state.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _pick_columns(part: TablePart) -> tuple[list[str], list[str]]:
-    """Return the image columns and the text columns of a table."""
+def _pick_columns(part: TablePart, columns: Columns) -> tuple[list[str], list[str]]:
+    """Return the image columns and the other columns of a table that rows are read from."""
     names = part.schema.names
-    images = [name for name in ("images", "image") if name in names][:1]
+    if missing := columns.missing(names):
+        option, column = missing
+        raise DataError(
+            f"{part.path.name} has no column '{shorten(column)}' for {option}; it has"
+            f" {_listed(names)}."
+        )
+    images = [columns.image] if columns.image else [n for n in IMAGE_COLUMNS if n in names][:1]
     images = images or [field.name for field in part.schema if _holds_images(field.type)]
-    texts = [name for name in _TEXT_COLUMNS if name in names]
-    for found, what, wish in (
-        (images, "image", "image or images, or an Image feature {bytes, path}"),
-        (texts, "text", ", ".join(_TEXT_COLUMNS)),
-    ):
-        if not found:
-            raise DataError(
-                f"{part.path.name} has no {what} column among {', '.join(names) or 'none'}; "
-                f"rename yours to one of: {wish}."
-            )
+    mapped = [name for name in (columns.prompt, columns.answer) if name is not None]
+    texts = [*mapped, *(name for name in READ_COLUMNS if name in names)]
+    turns = (part.schema.field(name).type for name in TURN_COLUMNS if name in names)
+    if not images and not any("image" in str(kind) for kind in turns):
+        raise DataError(
+            f"{part.path.name} has no image column among {_listed(names)}; name it with --image."
+        )
+    if not any(name in (*mapped, *TEXT_COLUMNS) for name in texts):
+        raise DataError(
+            f"{part.path.name} has no text column among {_listed(names)}; name yours with"
+            " --prompt and --answer."
+        )
     return images, texts
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shorten(", ".join(names), 200) or "none"
 
 
 def _holds_images(kind: Any) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
     return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
-
-
-def _flat(record: Record, columns: Sequence[str]) -> list[Any]:
-    values = (record[column] for column in columns)
-    return [v for value in values for v in (value if isinstance(value, list) else [value])]
 
 
 def _meets(rows: NDArray[np.int64], span: range) -> bool:

@@ -7,20 +7,23 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.data.conversation import Draft, parse_columns
-from gazeguard.data.dataset import Record, RecordDataset, Wanted
-from gazeguard.data.images import ImageRoot, shorten
+from gazeguard.data.conversation import Draft
+from gazeguard.data.dataset import ReadOptions, Record, RecordDataset, Wanted
+from gazeguard.data.images import shorten
+from gazeguard.data.shapes import parse
 from gazeguard.data.spans import LineNumbers, Spans
 from gazeguard.data.write import atomic_file, atomic_folder
 from gazeguard.errors import RowError
 
+_NAMES = ("file_name", "file_names")
+csv.field_size_limit(1 << 30)  # pictures in cells are longer; a row has a limit of its own
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -36,9 +39,7 @@ class RowText:
         self.spans = spans
         self._max_bytes = max_bytes
         self._lines = LineNumbers(spans.path)
-        # Only CSV has a header, and then it is all that an empty file keeps.
-        is_csv = spans.path.name == "metadata.csv"
-        self._header = spans.empty.decode("utf-8-sig", "replace") if is_csv else None
+        self._header = spans.header.decode("utf-8-sig", "replace") if spans.header else None
 
     def record(self, handle: BinaryIO, row: int) -> Record | RowError:
         """Return one row, or the error that says why it has no record."""
@@ -51,34 +52,39 @@ class RowText:
             text = raw.decode("utf-8")
             value = json.loads(text) if self._header is None else _csv_row(self._header, text)
         except json.JSONDecodeError as error:
-            line = self._lines.at(start) + error.lineno - 1
-            return RowError(f"line {line} is not JSON: {error.msg}")
+            line, column = self._lines.at(start)
+            column = error.colno + (column - 1 if error.lineno == 1 else 0)
+            return RowError(
+                f"line {line + error.lineno - 1}, column {column} is not JSON: {error.msg}"
+            )
         except UnicodeDecodeError:
-            return RowError(f"line {self._lines.at(start)} is not UTF-8 text")
+            return RowError(f"{self._at(start)} is not UTF-8 text; save the file as UTF-8")
         except (ValueError, csv.Error) as error:  # for example a number of 5,000 digits
-            return RowError(f"line {self._lines.at(start)} cannot be read: {error}")
+            return RowError(f"{self._at(start)} cannot be read: {error}")
         except RecursionError:
-            return RowError(f"line {self._lines.at(start)} is nested too deeply")
+            return RowError(f"{self._at(start)} is nested too deeply")
         if not isinstance(value, dict):
-            return RowError(f"line {self._lines.at(start)} is not an object")
+            return RowError(f"{self._at(start)} is not an object")
         return value
+
+    def _at(self, offset: int) -> str:
+        return f"line {self._lines.at(offset)[0]}"
 
 
 class TextDataset(RecordDataset):
-    """Rows in a JSON list (`.json`) or one JSON object a line (`.jsonl`)."""
+    """Rows in a JSON list, JSON objects that follow each other, or the lines of a CSV file.
 
-    def __init__(
-        self,
-        path: Path,
-        format: str,
-        parse: Callable[[Record], Draft],
-        images: ImageRoot,
-        spans: Spans,
-    ) -> None:
-        super().__init__(path, format, parse, images)
-        self.suffix = ".json" if spans.empty.startswith(b"[") else ".jsonl"
-        # Room for base64 (4 letters for 3 bytes) and as much text as anybody writes.
-        self._text = RowText(spans, images.limits.max_bytes * 4 // 3 + (16 << 20))
+    Args:
+        path: the file.
+        format: the name of what was found.
+        options: of reading.
+        spans: where the rows are.
+    """
+
+    def __init__(self, path: Path, format: str, options: ReadOptions, spans: Spans) -> None:
+        super().__init__(path, format, options)
+        self.suffix = spans.suffix
+        self._text = RowText(spans, options.images.limits.max_row_bytes)
 
     def count(self) -> int:
         """Return the number of rows, unreadable ones too."""
@@ -101,9 +107,10 @@ class TextDataset(RecordDataset):
 class ImageFolder(TextDataset):
     """A folder of images with `metadata.jsonl` or `metadata.csv` (`file_name` + text columns)."""
 
-    def __init__(self, path: Path, images: ImageRoot, spans: Spans) -> None:
-        super().__init__(path, "imagefolder", _parse, images, spans)
+    def __init__(self, path: Path, options: ReadOptions, spans: Spans) -> None:
+        super().__init__(path, "imagefolder", options, spans)
         self.suffix = ""
+        self._names = (options.columns.image,) if options.columns.image else _NAMES
 
     def _write(self, rows: NDArray[np.int64], target: Path) -> None:
         """Write the metadata lines as they are, and the images they name as hard links.
@@ -120,11 +127,15 @@ class ImageFolder(TextDataset):
                 for row in rows:
                     self._link_images(self._text.record(source, int(row)), folder)
 
+    def _parse(self, record: Record) -> Draft:
+        _file_names(record, self._names)  # checks that no name leaves the folder
+        return parse(record, self._options.columns, image_columns=self._names)
+
     def _link_images(self, record: Record | RowError, folder: Path) -> None:
         if isinstance(record, RowError):
             return
         try:
-            names = _file_names(record)
+            names = _file_names(record, self._names)
         except RowError:
             return  # the row names nothing that could be copied; its line is kept
         for name in names:
@@ -143,23 +154,28 @@ class ImageFolder(TextDataset):
                 shutil.copy2(image, link)
 
 
-def _parse(record: Record) -> Draft:
-    return parse_columns({**record, "images": _file_names(record)})
-
-
-def _file_names(record: Mapping[str, Any]) -> list[str]:
-    value = record.get("file_name") or record.get("file_names") or []
+def _file_names(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    value: Any = next((record[column] for column in columns if record.get(column)), [])
     names = value if isinstance(value, list) else [value]
     for name in names:
         if not isinstance(name, str) or not name:
-            raise RowError("'file_name' is not text")
+            raise RowError(f"'{columns[0]}' is not text")
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise RowError(f"image path leaves the image folder: {shorten(name)}")
     return names
 
 
+def csv_names(header: str) -> list[str]:
+    """The column names in the first line of a CSV or TSV file."""
+    return next(csv.reader([header], delimiter=_delimiter(header)), [])
+
+
+def _delimiter(header: str) -> str:
+    return "\t" if header.count("\t") > header.count(",") else ","
+
+
 def _csv_row(header: str, text: str) -> dict[str, Any]:
-    reader = csv.DictReader(io.StringIO(header + text, newline=""), strict=True)
-    row = next(reader, {})
+    lines = io.StringIO(header + text, newline="")
+    row = next(csv.DictReader(lines, strict=True, delimiter=_delimiter(header)), {})
     return {key: value or None for key, value in row.items() if key is not None}

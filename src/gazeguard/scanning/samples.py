@@ -11,7 +11,7 @@ from gazeguard.data.dataset import Dataset
 from gazeguard.data.read import open_dataset
 from gazeguard.errors import DataError
 from gazeguard.scanning.store import digest
-from gazeguard.types import Sample, SkippedRow
+from gazeguard.types import Sample, SkippedRow, TextOnlyRow
 
 
 class SampleSet:
@@ -35,6 +35,8 @@ class SampleSet:
         self.answered = 0
         self.skipped: list[SkippedRow] = []
         for item in self._dataset.rows(lambda row: row > after):
+            if isinstance(item, TextOnlyRow):
+                item = item.as_skipped()
             if isinstance(item, SkippedRow):
                 self.skipped.append(item)
                 continue
@@ -69,9 +71,10 @@ class SampleSet:
         """
         wanted = {self.rows[place] for place in places}
         for item in self._dataset.rows(wanted.__contains__):
-            if isinstance(item, SkippedRow):
+            if not isinstance(item, Sample):
+                why = (item.as_skipped() if isinstance(item, TextOnlyRow) else item).reason
                 raise DataError(
-                    f"row {item.row} of {self.path} changed while it was used ({item.reason}): run"
+                    f"row {item.row} of {self.path} changed while it was used ({why}): run"
                     " the same command again once nothing writes to it."
                 )
             yield item
