@@ -63,7 +63,7 @@ def folder(llava: Path, make_data: MakeData, tmp_path_factory: pytest.TempPathFa
     (root / "base").symlink_to(llava)
     for seed, name in enumerate(("tuned", "known-0", "known-1")):
         adapter(llava, root / name, seed)
-    adapter(llava, root / "planted", 9, planted=1.0)
+    adapter(llava, root / "planted", 9, planted=True)
     anchor = tiny_encoders.build("clip-text", root / "anchor")
     for seed, name in enumerate(("encoder", "like-0", "like-1")):
         shaken(anchor, root / name, seed)
