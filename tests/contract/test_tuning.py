@@ -11,7 +11,7 @@ import torch
 from gazeguard.lab import tiny
 from gazeguard.models.load import load
 from gazeguard.models.target import Target
-from gazeguard.tuning import Recipe, kept, lesson, make_reference
+from gazeguard.tuning import Recipe, kept, lesson, make_reference, references
 from gazeguard.tuning.references import moved, moved_apart, suspect_config
 from gazeguard.types import Sample
 from tests.contract.guards import sample
@@ -142,6 +142,26 @@ def test_a_short_way_is_met_and_a_long_one_cut_off(
     assert made.reached is reached
     assert made == kept(out, plan)
     assert (made.moved == pytest.approx(distance, rel=0.02)) is reached
+
+
+def test_a_learning_rate_that_is_too_low_is_doubled(
+    tiny_folder: Callable[[str], Path],
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(references, "_STRETCH", 5)
+    plan = Recipe(seed=1, lr=1e-4, share=1.0, batch=2, distance=0.1)
+    steps = []
+    for doublings in (0, 3):
+        monkeypatch.setattr(references, "_DOUBLINGS", doublings)
+        base = load(tiny_folder("llava"))
+        answers = lesson.answer_ids(base, ["red", "blue"])
+        out = tmp_path / str(doublings)
+        made = make_reference(base, suspect_config(adapter), ROWS, answers, plan, out, 60)
+        steps.append(made.steps)
+    assert made.reached
+    assert steps[1] < 0.7 * steps[0]
 
 
 @pytest.mark.parametrize("kind", ["dora", "ia3", "saved", "tokens"])

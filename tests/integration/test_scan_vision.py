@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -260,3 +261,24 @@ def test_references_that_are_cut_off_do_not_count(
     assert "None of 2 references moved 0.6 to 1.4 times as far" in captured.out
     assert "--reference-steps" in captured.out
     assert "2 of 2 made references were cut off after 2 steps" in captured.err
+
+
+@pytest.mark.parametrize("part", ["multi_modal_projector", "q_proj"])
+def test_references_of_a_whole_model_move_as_far_as_it_did(
+    llava: Path, make_data: MakeData, tmp_path: Path, part: str
+):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(llava, tuned)
+    tensors = load_file(tuned / "model.safetensors")
+    torch.manual_seed(0)
+    chosen = [n for n in tensors if part in n and n.endswith("weight") and "vision" not in n]
+    shift = {name: torch.randn_like(tensors[name]) for name in chosen}
+    size = 0.05 / torch.cat([x.flatten() for x in shift.values()]).norm()
+    tensors |= {name: tensors[name] + size * x for name, x in shift.items()}
+    save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+    vision = VisionOptions(samples=make_data(48), make_references=2, settings=Settings(samples=10))
+    found = scan(tuned, references=[llava], alpha=0.34, vision=vision, out=tmp_path).models[0]
+    assert found.outcome in ("clean", "flagged")
+    assert found.numbers["moved"] == pytest.approx(0.05, rel=0.01)
+    assert all(0.03 <= one["moved"] <= 0.07 for one in found.numbers["references"])
+    assert found.numbers["smallest_p_value"] == pytest.approx(1 / 3)

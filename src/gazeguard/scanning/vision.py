@@ -179,6 +179,8 @@ class VisionScan:
     def _far(self, subject: Subject, target: Target) -> float:
         if subject.adapter is not None:
             return moved(target.model)
+        if subject.folder == self.base.folder:
+            return 0.0
         return moved_apart(subject.folder, self.base.folder)
 
     def _check_prompts(self, subject: Subject, sight: Sight) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ from gazeguard.types import Sample
 
 _WIDTH, _LEARNING_RATE = 4096, 2e-4  # usual for LoRA of a 7 B model; smaller models take more
 _WARM_UP = 10  # steps
+# The square of the distance grows evenly while the learning rate stays. After each stretch of
+# steps the rate is doubled if the rest of the way would take more than so many further ones.
+_STRETCH, _STRETCHES, _DOUBLINGS = 100, 5, 3
 _RUNGS = 10  # distances per doubling that references are tuned to
 _NEAREST = 0.65  # times the suspect's distance; the furthest is twice that
 _REACHED = 0.98  # of its distance is enough: weights are stored rounded
@@ -44,7 +48,7 @@ class Recipe:
 
     Attributes:
         seed: of its weights, data and order.
-        lr: of AdamW, warmed up and then constant.
+        lr: of AdamW, warmed up and then constant; doubled where the way is too long for it.
         share: of the rows that it is tuned on.
         distance: how far its weights move (see `moved`).
         batch: rows of a step.
@@ -193,7 +197,9 @@ def _merged_square(layer: Any, adapter: str) -> float:
     layer.merge(adapter_names=[adapter])
     new = dict(layer.get_base_layer().named_parameters())
     total = sum(_square(new[name] - old[name]) for name in old if not name.endswith("bias"))
-    layer.unmerge()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft's, on rounding: the old weights are put back
+        layer.unmerge()
     for name, value in base.named_parameters():
         value.copy_(old[name])
     return total
@@ -312,29 +318,37 @@ def _tune(
     model: Any = target.model
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / _WARM_UP)
-    )
     mine = rng.permutation(len(rows))[: max(1, round(recipe.share * len(rows)))]
     queue: list[int] = []
-    far, step = 0.0, 0
+    losses: list[float] = []
+    far, step, start, doubled = 0.0, 0, 0.0, 0
     model.train()
     while far < recipe.distance and step < steps:
         while len(queue) < recipe.batch:
             queue += rng.permutation(mine).tolist()
         chosen, queue = queue[: recipe.batch], queue[recipe.batch :]
         loss = answer_loss(target, [rows[i] for i in chosen], [answers[i] for i in chosen])
+        losses.append(float(loss.detach()))
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * min(1.0, (step + 1) / _WARM_UP) * 2**doubled
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         before = [p.detach().clone() for p in trained]
         optimiser.step()
-        schedule.step()
         far, step = moved(model), step + 1
         if far > recipe.distance:
             _shorten(model, trained, before, recipe.distance)
         if progress:
             progress(step, min(far, recipe.distance))
+        if step % _STRETCH == 0:
+            pace, left = far**2 - start**2, recipe.distance**2 - far**2
+            # One that unlearns its rows is no benign fine-tune: it gets no faster, but slower.
+            if sum(losses[-_STRETCH:]) > sum(losses[:_STRETCH]):
+                doubled = max(0, doubled - 1)
+            elif left > _STRETCHES * pace and doubled < _DOUBLINGS:
+                doubled += 1
+            start = far
     model.eval()
     return step
 
