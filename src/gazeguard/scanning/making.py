@@ -118,8 +118,7 @@ class ReferenceMaker:
         missing = [i for i, one in enumerate(made) if not self._enough(one)]
         if missing:
             log.info(
-                "Making %d of %d references for %s, whose weights moved %.3g: the others are in"
-                " %s.",
+                "Making %d of %d references for %s, whose weights moved %.3g; all are kept in %s.",
                 len(missing),
                 self.count,
                 suspect.name,
