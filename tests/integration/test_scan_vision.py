@@ -282,3 +282,12 @@ def test_references_of_a_whole_model_move_as_far_as_it_did(
     assert found.numbers["moved"] == pytest.approx(0.05, rel=0.01)
     assert all(0.03 <= one["moved"] <= 0.07 for one in found.numbers["references"])
     assert found.numbers["smallest_p_value"] == pytest.approx(1 / 3)
+
+
+def test_an_adapter_that_changes_no_weight_is_inconclusive(
+    llava: Path, known: list, data: Path, tmp_path: Path
+):
+    idle = adapter(llava, tmp_path / "idle", 1, size=0.0)
+    found = scan(idle, references=known, alpha=ALPHA, vision=VisionOptions(samples=data))
+    assert found.outcome == "inconclusive"
+    assert "changes no weight" in found.models[0].reason
