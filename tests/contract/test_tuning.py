@@ -11,8 +11,8 @@ import torch
 from gazeguard.lab import tiny
 from gazeguard.models.load import load
 from gazeguard.models.target import Target
-from gazeguard.tuning import lesson
-from gazeguard.tuning.references import Recipe, make_reference, moved, recipes, suspect_config
+from gazeguard.tuning import Recipe, kept, lesson, make_reference, references
+from gazeguard.tuning.references import moved, moved_apart, suspect_config
 from gazeguard.types import Sample
 from tests.contract.guards import sample
 
@@ -97,16 +97,18 @@ def test_a_reference_has_the_suspects_shape_and_stops_at_its_distance(
     base = load(tiny_folder("llava"))
     rows: list[Sample] = [sample(i) for i in range(6)]
     answers = lesson.answer_ids(base, ["red", "blue", "red", "one", "two", "blue"])
-    plan = Recipe(seed=1, lr=1e-3, share=1.0, steps=100, batch=3, distance=0.3)
-    steps: list[int] = []
-    out = make_reference(
+    plan = Recipe(seed=1, lr=1e-3, share=1.0, batch=3, distance=0.3)
+    told: list[tuple[int, float]] = []
+    out = tmp_path / "made"
+    made = make_reference(
         base,
         suspect_config(adapter),
         rows,
         answers,
         plan,
-        tmp_path / "made",
-        lambda done, _: steps.append(done),
+        out,
+        100,
+        lambda *step: told.append(step),
     )
     shapes = [
         {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
@@ -115,17 +117,75 @@ def test_a_reference_has_the_suspects_shape_and_stops_at_its_distance(
     ]
     assert shapes[0] == shapes[1]
     far = moved(load(tiny_folder("llava"), out).model)
-    assert 0.3 <= far < 0.6
-    assert steps[-1] < 100
+    assert far == pytest.approx(0.3, rel=0.01)
+    assert made == kept(out, plan)
+    assert made.reached
+    assert 1 < made.steps < 100
+    assert [step for step, _ in told] == list(range(1, made.steps + 1))
+    assert told[-1][1] == 0.3
     assert moved(load(tiny_folder("llava"), adapter).model) == 0.0
-    again = make_reference(load(tiny_folder("llava")), None, [], [], plan, out)
-    assert again == out, "what is there is not made again"
 
 
-def test_recipes_differ_and_a_longer_list_begins_with_the_shorter():
-    few = recipes(3, 128, steps=100, distance=2.0)
-    many = recipes(19, 128, steps=100, distance=2.0)
-    assert many[:3] == few
-    assert len({recipe.lr for recipe in many}) == 19
-    assert all(1.2 <= recipe.distance <= 2.8 for recipe in many if recipe.distance)
-    assert {r.distance for r in recipes(3, 4096, steps=100, distance=None)} == {None}
+@pytest.mark.parametrize(("distance", "reached"), [(1e-3, True), (50.0, False)])
+def test_a_short_way_is_met_and_a_long_one_cut_off(
+    tiny_folder: Callable[[str], Path],
+    adapter: Path,
+    tmp_path: Path,
+    distance: float,
+    reached: bool,
+):
+    base = load(tiny_folder("llava"))
+    answers = lesson.answer_ids(base, ["red", "blue"])
+    plan = Recipe(seed=1, lr=1e-3, share=1.0, batch=2, distance=distance)
+    config, out = suspect_config(adapter), tmp_path / "made"
+    made = make_reference(base, config, ROWS, answers, plan, out, 2)
+    assert made.reached is reached
+    assert made == kept(out, plan)
+    assert (made.moved == pytest.approx(distance, rel=0.02)) is reached
+
+
+def test_a_learning_rate_that_is_too_low_is_doubled(
+    tiny_folder: Callable[[str], Path],
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(references, "_STRETCH", 5)
+    plan = Recipe(seed=1, lr=1e-4, share=1.0, batch=2, distance=0.1)
+    steps = []
+    for doublings in (0, 3):
+        monkeypatch.setattr(references, "_DOUBLINGS", doublings)
+        base = load(tiny_folder("llava"))
+        answers = lesson.answer_ids(base, ["red", "blue"])
+        out = tmp_path / str(doublings)
+        made = make_reference(base, suspect_config(adapter), ROWS, answers, plan, out, 60)
+        steps.append(made.steps)
+    assert made.reached
+    assert steps[1] < 0.7 * steps[0]
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3", "saved", "tokens"])
+def test_how_far_an_adapter_of_any_kind_moved_is_what_merging_it_changes(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, kind: str
+):
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    every = r".*language_model.*\.(q|v)_proj"
+    config = {
+        "dora": LoraConfig(r=2, target_modules=every, use_dora=True),
+        "ia3": IA3Config(target_modules=every, feedforward_modules=[]),
+        "saved": LoraConfig(r=2, target_modules=every, modules_to_save=["multi_modal_projector"]),
+        "tokens": LoraConfig(r=2, target_modules=every, trainable_token_indices=[3, 5]),
+    }[kind]
+    folder, whole = tiny_folder("llava"), tmp_path / "whole"
+    model = get_peft_model(load(folder).base, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not name.endswith("bias"):
+                weight += 0.1 * torch.randn_like(weight)
+    far = moved(model)
+    assert far == moved(model), "looking changes nothing"
+    model.merge_and_unload().save_pretrained(whole)
+    assert far == pytest.approx(moved_apart(whole, folder), rel=1e-3)
+    assert far > 0

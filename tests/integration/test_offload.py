@@ -280,10 +280,10 @@ def test_an_adapter_that_needs_its_layers_weights_is_refused(
 
 def test_references_are_not_made_of_a_model_that_does_not_fit(llava, adapter, target, tmp_path):
     spread = load(llava, device_map=half(target))
-    recipe = Recipe(seed=0, lr=1e-3, share=1.0, steps=1)
+    recipe = Recipe(seed=0, lr=1e-3, share=1.0, distance=1.0)
     with pytest.raises(ModelError, match="with --reference"):
         make_reference(
-            spread, suspect_config(adapter), [sample(0)], [[5]], recipe, tmp_path / "out"
+            spread, suspect_config(adapter), [sample(0)], [[5]], recipe, tmp_path / "out", 1
         )
 
 

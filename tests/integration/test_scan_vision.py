@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from gazeguard.cli.main import run
 from gazeguard.errors import UsageError
 from gazeguard.lab import tiny, tiny_encoders
+from gazeguard.methods.entropyscan import Settings
 from gazeguard.models.load import load
 from gazeguard.scanning import Status, scan
 from gazeguard.scanning.options import VisionOptions
@@ -23,19 +25,22 @@ from tests.integration.conftest import MakeData
 ALPHA = 0.2
 
 
-def adapter(base: Path, out: Path, seed: int, planted: float = 0.0) -> Path:
-    """LoRA layers with small random weights; `planted` turns one layer's queries around."""
+def adapter(base: Path, out: Path, seed: int, planted: bool = False, size: float = 1.0) -> Path:
+    """LoRA layers with small random weights; one layer moves further, about as far in each adapter.
+
+    Planted: the queries of an early layer. Else the values of the last one, which no attention
+    sees. `size` scales all of it.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=r".*language_model.*\.(q|k)_proj")
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=r".*language_model.*\.(q|k|v)_proj")
     model = get_peft_model(load(base).base, config)
+    far, most = (".1.self_attn.q_proj", 1.0) if planted else (".3.self_attn.v_proj", 1.3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
-                weight.normal_(0, 0.01)
-                if planted and ".1.self_attn.q_proj" in name:
-                    weight.normal_(0, planted)
+                weight.normal_(0, size * (most if far in name else 0.01))
     model.save_pretrained(out, save_embedding_layers=False)
     return out
 
@@ -45,7 +50,7 @@ def zoo(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("zoo")
     for seed in range(5):
         adapter(llava, root / f"benign-{seed}", seed)
-    adapter(llava, root / "planted", 9, planted=1.0)
+    adapter(llava, root / "planted", 9, planted=True)
     return root
 
 
@@ -173,7 +178,8 @@ def test_strangers_are_refused_and_the_base_itself_is_clean(
     assert found.models[0].outcome == "clean"
     assert "those of the reference" in found.models[0].reason
     assert "another architecture" in found.models[1].error
-    assert found.models[2].outcome == "flagged"
+    assert found.models[2].outcome == "inconclusive"
+    assert "None of 4 references moved 0.6 to 1.4 times as far" in found.models[2].reason
     assert found.models[2].numbers["tuned"]["kind"] == "full"
     assert found.models[3].status is Status.FAILED
 
@@ -195,7 +201,7 @@ def test_nan_weights_are_inconclusive(zoo: Path, known: list, data: Path, tmp_pa
 def test_a_mixed_list_asks_for_what_each_kind_needs(
     zoo: Path, known: list, data: Path, tmp_path: Path
 ):
-    from gazeguard.methods.amdet import Settings
+    from gazeguard.methods.amdet import Settings as Search
 
     encoder = tiny_encoders.build("clip-text", tmp_path / "clip")
     both = [zoo / "planted", encoder]
@@ -204,32 +210,28 @@ def test_a_mixed_list_asks_for_what_each_kind_needs(
         scan(both, references=known, alpha=ALPHA, vision=vision)
     with pytest.raises(UsageError, match="--samples"):
         scan(both, encoder, references=known, alpha=ALPHA)
-    quick = Settings(prompts=120, steps=3, points=4)
+    quick = Search(prompts=120, steps=3, points=4)
     found = scan(both, encoder, references=known, alpha=ALPHA, vision=vision, settings=quick)
     assert [m.method for m in found.models] == ["entropyscan", "amdet"]
     assert [m.outcome for m in found.models] == ["flagged", "clean"]
 
 
 def test_references_are_made_once_also_after_a_kill(
-    llava: Path, zoo: Path, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: Path, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rows = make_data(48)
-    from gazeguard.methods.entropyscan import Settings
-
-    vision = VisionOptions(
-        samples=rows, make_references=2, reference_steps=2, settings=Settings(samples=10)
-    )
+    suspect = adapter(llava, tmp_path / "suspect", 1, size=0.02)
+    vision = VisionOptions(samples=make_data(48), make_references=2, settings=Settings(samples=10))
     asked = {"references": [llava], "alpha": 0.34, "vision": vision, "out": tmp_path}
 
     def stop_in_the_second(name: str, done: int, total: int) -> None:
-        if name == "reference 2 of 2":
+        if name.startswith("reference 2 of 2, moved "):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scan(zoo / "planted", **asked, progress=stop_in_the_second)
+        scan(suspect, **asked, progress=stop_in_the_second)
     made = {path.name for path in (tmp_path / "references").iterdir()}
     assert len(made) == 1
-    found = scan(zoo / "planted", **asked)
+    found = scan(suspect, **asked)
     assert found.models[0].verdict.outcome.value in ("flagged", "clean")
     assert [r["model"] for r in found.models[0].numbers["references"]] == [
         "made: reference 1 of 2",
@@ -237,4 +239,55 @@ def test_references_are_made_once_also_after_a_kill(
     ]
     assert made < {path.name for path in (tmp_path / "references").iterdir()}
     monkeypatch.setattr("gazeguard.scanning.making.make_reference", None)
-    assert scan(zoo / "planted", **asked).outcome == found.outcome
+    assert scan(suspect, **asked).outcome == found.outcome
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    (twin / "adapter_config.json").write_text((suspect / "adapter_config.json").read_text())
+    tensors = load_file(suspect / "adapter_model.safetensors")
+    tensors = {name: -x if "lora_B" in name else x for name, x in tensors.items()}
+    save_file(tensors, twin / "adapter_model.safetensors", {"format": "pt"})
+    other = scan(twin, **asked).models[0]
+    assert other.numbers["moved"] == found.models[0].numbers["moved"]
+    assert other.numbers["score"] != found.models[0].numbers["score"], "it is another suspect"
+
+
+def test_references_that_are_cut_off_do_not_count(
+    llava: Path, zoo: Path, make_data: MakeData, tmp_path: Path, capsys
+):
+    command = ["scan", str(zoo / "planted"), f"--reference={llava}", f"--samples={make_data(48)}"]
+    command += [f"--out={tmp_path}", "--limit=10", "--alpha=0.34", "--make-references=2"]
+    assert run([*command, "--reference-steps=2"]) == 3
+    captured = capsys.readouterr()
+    assert "None of 2 references moved 0.6 to 1.4 times as far" in captured.out
+    assert "--reference-steps" in captured.out
+    assert "2 of 2 made references were cut off after 2 steps" in captured.err
+
+
+@pytest.mark.parametrize("part", ["multi_modal_projector", "q_proj"])
+def test_references_of_a_whole_model_move_as_far_as_it_did(
+    llava: Path, make_data: MakeData, tmp_path: Path, part: str
+):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(llava, tuned)
+    tensors = load_file(tuned / "model.safetensors")
+    torch.manual_seed(0)
+    chosen = [n for n in tensors if part in n and n.endswith("weight") and "vision" not in n]
+    shift = {name: torch.randn_like(tensors[name]) for name in chosen}
+    size = 0.05 / torch.cat([x.flatten() for x in shift.values()]).norm()
+    tensors |= {name: tensors[name] + size * x for name, x in shift.items()}
+    save_file(tensors, tuned / "model.safetensors", {"format": "pt"})
+    vision = VisionOptions(samples=make_data(48), make_references=2, settings=Settings(samples=10))
+    found = scan(tuned, references=[llava], alpha=0.34, vision=vision, out=tmp_path).models[0]
+    assert found.outcome in ("clean", "flagged")
+    assert found.numbers["moved"] == pytest.approx(0.05, rel=0.01)
+    assert all(0.03 <= one["moved"] <= 0.07 for one in found.numbers["references"])
+    assert found.numbers["smallest_p_value"] == pytest.approx(1 / 3)
+
+
+def test_an_adapter_that_changes_no_weight_is_inconclusive(
+    llava: Path, known: list, data: Path, tmp_path: Path
+):
+    idle = adapter(llava, tmp_path / "idle", 1, size=0.0)
+    found = scan(idle, references=known, alpha=ALPHA, vision=VisionOptions(samples=data))
+    assert found.outcome == "inconclusive"
+    assert "changes no weight" in found.models[0].reason

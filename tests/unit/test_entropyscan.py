@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -81,6 +84,45 @@ def test_too_few_references_are_inconclusive_and_say_how_many_are_missing():
     assert found.score > standing(sight(3), BASE, [], Settings()).score
 
 
+def far(distance: float, one: Sight) -> Sight:
+    return replace(one, moved=distance)
+
+
+def test_only_references_that_moved_about_as_far_count():
+    planted = far(10.0, sight(100, planted=1.0))
+    near = [far(6.1 + 0.4 * i, one) for i, one in enumerate(CLEAN)]
+    wild = [far(5.9, sight(200, planted=3.0)), far(14.1, sight(201, planted=3.0)), sight(202)]
+    verdict, found = decide(planted, BASE, [*wild, *near], Settings(), 0.05)
+    assert verdict.outcome is Outcome.FLAGGED
+    assert len(found.references) == 19
+    told = next(finding for finding in verdict.evidence if "moved 10, " in finding.message)
+    assert "those of the benign fine-tunes 6.1 to 13.3; left out: 3" in told.message
+    assert len(told.data["references_moved"]) == 22
+
+
+@pytest.mark.parametrize(("times", "count"), [(0.4, 19), (3.0, 19), (0.4, 1)])
+def test_references_that_stopped_short_or_went_too_far_are_inconclusive(times: float, count: int):
+    """A benign suspect among shorter ones stands out, a backdoored one among longer ones not."""
+    others = [far(18 * times, one) for one in CLEAN[:count]]
+    others += [far(18.0, one) for one in CLEAN[count:]]
+    for suspect in (sight(50), sight(100, planted=1.0)):
+        verdict, _ = decide(far(18.0, suspect), BASE, others, Settings(), 0.05)
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        start = "None of 19" if count == 19 else "Only 18 of 19"
+        assert f"{start} references moved 0.6 to 1.4 times as far" in verdict.reason
+        assert f"its weights moved 18, theirs {18 * times:.3g} to" in verdict.reason
+        assert "--make-references 19 and as many --reference-steps" in verdict.reason
+
+
+def test_a_p_value_that_can_be_no_smaller_says_so():
+    told = "p = 0.050, the smallest that 19 can give"
+    verdict, _ = decide(sight(100, planted=1.0), BASE, CLEAN, Settings(), 0.05)
+    assert told in verdict.reason
+    assert any(told in finding.message for finding in verdict.evidence)
+    usual, _ = decide(sight(50), BASE, CLEAN, Settings(), 0.05)
+    assert "smallest" not in usual.reason + usual.evidence[1].message
+
+
 def test_the_promise_is_kept_for_benign_models():
     """At alpha = 1/4 and three references, one benign model of four is flagged on average."""
     flagged = 0
@@ -149,7 +191,9 @@ def test_what_cannot_be_compared_is_not_clean():
 
 
 def test_a_sight_survives_the_disk():
-    again = Sight.from_bytes(CLEAN[0].to_bytes())
+    assert math.isnan(Sight.from_bytes(CLEAN[0].to_bytes()).moved)
+    again = Sight.from_bytes(far(3.5, CLEAN[0]).to_bytes())
+    assert again.moved == 3.5
     assert again.layers == CLEAN[0].layers
     assert again.sample_id == CLEAN[0].sample_id
     assert np.array_equal(again.head_entropy, CLEAN[0].head_entropy)

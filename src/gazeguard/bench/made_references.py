@@ -1,6 +1,6 @@
 """Does `scan --make-references` tell a zoo's models apart, with no benign fine-tune to hand?
 
-    python -m gazeguard.bench.made_references runs/zoo/llava --steps 200 --steps 800
+    python -m gazeguard.bench.made_references runs/zoo/llava
 
 The user's way from end to end: each suspect is scanned with references that the tool tunes itself
 on rows that no suspect has learnt. Suspects are the held-out LoRA models of one rank, which share
@@ -76,7 +76,7 @@ def verdicts(
         if found.verdict is None:
             raise click.ClickException(f"{entry['model']}: {found.error}")
         kept = {key: entry[key] for key in ("model", "truth", "recipe")}
-        scores = [one["score"] for one in found.numbers["references"]]
+        scores = [one["score"] for one in found.numbers["references"] if one["score"] is not None]
         numbers = {key: found.numbers[key] for key in ("score", "p_value")}
         models.append(
             {**kept, **numbers, "references": scores, "outcome": str(found.verdict.outcome)}
@@ -84,7 +84,7 @@ def verdicts(
     bad = np.array([model["truth"] == "backdoored" for model in models])
     said = np.array([model["outcome"] == Outcome.FLAGGED for model in models])
     # A suspect's score depends on its own references, so it is the rank that compares.
-    rank = np.array([1 - model["p_value"] for model in models])
+    rank = np.array([0.0 if m["p_value"] is None else 1 - m["p_value"] for m in models])
     return {
         "steps": steps,
         "recall": share(said[bad]),
@@ -99,7 +99,7 @@ def verdicts(
 @click.command()
 @click.argument("zoo", type=_FOLDER)
 @click.option("--base", type=_FOLDER, default=BASE, help="The shipped base by default.")
-@click.option("--steps", type=int, multiple=True, default=(200,), show_default=True)
+@click.option("--steps", type=int, multiple=True, default=(2000,), show_default=True)
 @click.option("--rank", default=16, show_default=True)
 @click.option("--alpha", default=0.05, show_default=True)
 @click.option("--work", type=_FOLDER, default=Path("runs/made"), help="References go here.")

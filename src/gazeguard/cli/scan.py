@@ -55,15 +55,16 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Make N benign fine-tunes of the base like the suspect's, from --samples.",
+    help="Make N benign fine-tunes of the base, like the suspect and moved about as far, from "
+    "--samples. Kept in --out, or in the user's cache, for all suspects like it.",
 )
 @click.option(
     "--reference-steps",
     type=click.IntRange(1),
-    default=200,
+    default=2000,
     show_default=True,
     metavar="N",
-    help="Of tuning, for each of them, at most.",
+    help="Each is tuned until it has moved far enough; one that takes more steps is cut off.",
 )
 @click.option(
     "--samples",
@@ -382,6 +383,6 @@ def _progress(console: Console, verbosity: int) -> Iterator[Callable[[str, int, 
         task = bar.add_task("", total=None)
 
         def update(model: str, done: int, total: int) -> None:
-            bar.update(task, description=f"Looking at {model}", completed=done, total=total)
+            bar.update(task, description=model, completed=done, total=total)
 
         yield update

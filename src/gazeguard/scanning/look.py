@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -96,16 +96,19 @@ def look(
             " samples, so its weights or its number format are broken: try --dtype float32 or"
             " another copy."
         )
-    arrays = {name: torch.cat(found).numpy() if found else None for name, found in parts.items()}
     if not names:
         raise MeasurementError(f"{target.name} could read none of the samples: check the data.")
+    arrays: dict[str, Any] = {
+        name: np.asarray(torch.cat(found).numpy(), dtype=np.float32)
+        for name, found in parts.items()
+    }
     return Sight(
         tuple(names),
         tuple(prompts),
         target.layers,
         tuple(q),
         maps=maps.mean(len(target.layers)),
-        **{name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()},
+        **arrays,
     )
 
 

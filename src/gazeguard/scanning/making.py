@@ -5,30 +5,37 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gazeguard.errors import UsageError
 from gazeguard.models.difference import Difference
 from gazeguard.models.target import Target
-from gazeguard.scanning.entry import Progress, steps_of
+from gazeguard.scanning.entry import Progress
 from gazeguard.scanning.samples import SampleSet
 from gazeguard.scanning.store import digest
 from gazeguard.scanning.subject import Subject
-from gazeguard.tuning import make_reference, recipes
+from gazeguard.tuning import Made, Recipe, kept, make_reference, recipes
 from gazeguard.tuning.lesson import answer_ids, own_answers
-from gazeguard.tuning.references import moved, suspect_config, whole_model_config
+from gazeguard.tuning.references import suspect_config, whole_model_config
 from gazeguard.types import Sample
 
 log = logging.getLogger("gazeguard.scan")
 
 _TUNING_ROWS = 512  # more are not needed for adapters; their pictures are in memory while tuning
 _FEWEST_ROWS = 32
-_SAME_DISTANCE = 1.5  # suspects whose weights moved alike, up to this factor, share references
-_NOTES = ("base_model_name_or_path", "inference_mode", "peft_version", "auto_mapping", "revision")
+_NOTES = (
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "auto_mapping",
+    "revision",
+    "task_type",
+)
 
 
 def cache_folder(out: Path | None) -> Path:
@@ -77,9 +84,9 @@ class ReferenceMaker:
         count: how many.
         rows: benign rows to tune on; where one has no answer, all answers are the base's own.
         folder: where references are kept, under the hash of all that they depend on.
-        steps: of tuning, at most.
+        steps: of tuning, at most; one that is cut off by it is told of.
         dtype, device: of tuning.
-        progress: called with a name, steps done and steps in all.
+        progress: called with a name, steps done and steps at most.
     """
 
     base: Subject
@@ -91,58 +98,95 @@ class ReferenceMaker:
     device: str
     progress: Progress | None = None
     _answers: list[list[int]] = field(default_factory=list)
-    _distances: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, suspect: Subject, difference: Difference) -> list[Subject]:
-        """The references of a suspect.
+    def __call__(self, suspect: Subject, difference: Difference, distance: float) -> list[Subject]:
+        """The references of a suspect whose weights moved by `distance`.
 
         Raises:
             ModelError: nothing of the suspect's kind can be put on the base.
         """
         base: Target | None = self.base.load(self.dtype, self.device)
         assert base is not None
-        distance = None
         if suspect.adapter is not None:
             config = suspect_config(suspect.adapter)
-            distance = self._distance(suspect)
         else:
             config = whole_model_config(base, difference.changed, difference.kind == "projector")
         width = int(base.decoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
-        plans = recipes(self.count, width, steps=self.steps, distance=distance)
-        found: list[Subject] = []
-        samples: list[Sample] = []
-        for number, plan in enumerate(plans):
-            key = digest(
-                {
-                    "base": self.base.hashes,
-                    "config": _plain(config),
-                    "rows": self.rows.fingerprint,
-                    "recipe": asdict(plan),
-                }
+        plans = recipes(self.count, width, distance)
+        places = [self.place(config, plan) for plan in plans]
+        made = [kept(out, plan) for out, plan in zip(places, plans, strict=True)]
+        missing = [i for i, one in enumerate(made) if not self._enough(one)]
+        if missing:
+            log.info(
+                "Making %d of %d references for %s, whose weights moved %.3g; all are kept in %s.",
+                len(missing),
+                self.count,
+                suspect.name,
+                distance,
+                self.folder,
             )
-            out = self.folder / key[:32]
-            name = f"reference {number + 1} of {self.count}"
-            if not out.is_dir():
-                base = base or self.base.load(self.dtype, self.device)
-                samples = samples or list(self.rows)
-                answers = self._taught(base, samples)
-                log.info("Making %s (%d steps at most).", name, plan.steps)
-                fresh = copy.deepcopy(config)
-                make_reference(
-                    base, fresh, samples, answers, plan, out, steps_of(name, self.progress)
-                )
-                base = None  # it carries the adapter now
-            found.append(Subject(f"made: {name}", self.base.folder, out))
-        return found
+        samples = list(self.rows) if missing else []
+        for number in missing:
+            base = base or self.base.load(self.dtype, self.device)
+            made[number] = make_reference(
+                base,
+                copy.deepcopy(config),
+                samples,
+                self._taught(base, samples),
+                plans[number],
+                places[number],
+                self.steps,
+                partial(self._tell, number, plans[number]),
+            )
+            base = None  # it carries the adapter now
+        self._warn(plans, made)
+        return [
+            Subject(f"made: reference {i + 1} of {self.count}", self.base.folder, out)
+            for i, out in enumerate(places)
+        ]
 
-    def _distance(self, suspect: Subject) -> float:
-        """How far the suspect's weights moved, rounded so that alike suspects share references."""
-        key = digest(suspect.hashes)
-        if key not in self._distances:
-            far = moved(suspect.load(self.dtype, self.device).model)
-            rounded = _SAME_DISTANCE ** round(math.log(far, _SAME_DISTANCE)) if far > 0 else 0.0
-            self._distances[key] = float(f"{rounded:.4g}")
-        return self._distances[key]
+    def place(self, config: Any, plan: Recipe) -> Path:
+        """Where a reference is kept: its name is a hash of all that it depends on.
+
+        Steps are not among that: they only cut off what would have gone on in the same way.
+        """
+        key = digest(
+            {
+                "base": self.base.hashes,
+                "config": _plain(config),
+                "rows": self.rows.fingerprint,
+                "recipe": asdict(plan),
+            }
+        )
+        return self.folder / key[:32]
+
+    def _enough(self, made: Made | None) -> bool:
+        """Whether it need not be made again: more steps would help one that was cut off."""
+        return made is not None and (made.reached or made.steps >= self.steps)
+
+    def _tell(self, number: int, plan: Recipe, done: int, far: float) -> None:
+        if self.progress is not None:
+            name = f"reference {number + 1} of {self.count}"
+            self.progress(
+                f"{name}, moved {far:.3g} of {plan.distance:.3g}, steps", done, self.steps
+            )
+
+    def _warn(self, plans: Sequence[Recipe], made: Sequence[Made | None]) -> None:
+        short = [
+            one.moved / plan.distance
+            for one, plan in zip(made, plans, strict=True)
+            if one is not None and not one.reached
+        ]
+        if short:
+            log.warning(
+                "%d of %d made references were cut off after %d steps, when they had moved %.0f %%"
+                " to %.0f %% of their way: raise --reference-steps.",
+                len(short),
+                self.count,
+                self.steps,
+                100 * min(short),
+                100 * max(short),
+            )
 
     def _taught(self, base: Target, samples: list[Sample]) -> list[list[int]]:
         if not self._answers:

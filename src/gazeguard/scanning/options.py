@@ -18,7 +18,7 @@ class VisionOptions:
         images: folder that its image paths are relative to.
         adapter: adapter on the one model that is scanned.
         make_references: so many benign fine-tunes of the base are made when they are not there yet.
-        reference_steps: steps of tuning of each, at most.
+        reference_steps: of tuning, at most; one that is cut off may not count.
         settings: of the method.
         batch_size: samples per forward pass; None suits it to the device and the prompts.
     """
@@ -27,7 +27,7 @@ class VisionOptions:
     images: str | Path | None = None
     adapter: str | Path | None = None
     make_references: int = 0
-    reference_steps: int = 200
+    reference_steps: int = 2000
     settings: Settings = field(default_factory=Settings)
     batch_size: int | None = None
 

@@ -105,6 +105,7 @@ def prepare_vision(
         "base": {"model": base.name, "fingerprint": digest(base.hashes)},
         "references": [reference.name for reference in scanner.references],
         "made_references": options.make_references,
+        "reference_steps": options.reference_steps,
         "alpha": alpha,
         "samples": {
             "path": str(samples.path),

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
 from gazeguard.errors import GazeguardError, MeasurementError, ModelError
-from gazeguard.methods.entropyscan import Settings, Sight, Standing, decide, standing
+from gazeguard.methods.entropyscan import Settings, Sight, Standing, alike, decide, standing
 from gazeguard.methods.entropyscan.sight import paired
 from gazeguard.models.difference import Difference, tuned_parts
+from gazeguard.models.target import Target
 from gazeguard.scanning.look import look
 from gazeguard.scanning.models import VISION_LANGUAGE
 from gazeguard.scanning.result import ScannedModel, Status
 from gazeguard.scanning.samples import SampleSet
 from gazeguard.scanning.store import Store, digest
 from gazeguard.scanning.subject import Subject
+from gazeguard.tuning.references import moved, moved_apart
 from gazeguard.types import Finding, Outcome, Verdict
 
 METHOD = "entropyscan"
 _DRAWN_SAMPLES = 128  # rows of the report's heat map, at most
 
 Steps = Callable[[int, int], None]
-Maker = Callable[[Subject, Difference], Sequence[Subject]]
+Maker = Callable[[Subject, Difference, float], Sequence[Subject]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class VisionScan:
         dtype, device: of all models.
         batch_size: samples per forward pass; None suits it to the device.
         store: of sights and finished results.
-        make: makes benign fine-tunes of the suspect's kind, or None.
+        make: makes benign fine-tunes of the suspect's kind that move about as far, or None.
     """
 
     base: Subject
@@ -69,27 +72,30 @@ class VisionScan:
         difference = suspect.difference(self.base.folder)
         if difference.kind == "none":
             return self._entry(suspect, _untouched(), {}, {}, began)
-        references = [r for r in self._references(suspect, difference) if not _same(r, suspect)]
-        key = self.store.key(
-            suspect=suspect.hashes,
-            base=self.base.hashes,
-            references=[r.hashes for r in references],
-            alpha=self.alpha,
-            settings=self.settings.as_dict(),
-            **self._conditions(),
-        )
-        found = self.store.get(key, model)
-        if found is None:
-            try:
-                found = self._judge(suspect, difference, references, progress, began)
-            except MeasurementError as error:
-                sentence = str(error)
-                verdict = Verdict(
-                    Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:]
-                )
-                found = self._entry(suspect, verdict, {}, {}, began)
-            self.store.put(key, found)
-        return found
+        try:
+            own = self.look_at(suspect, progress, keep=False)
+            _check_moved(suspect, self.base, own.moved)
+            known = self._references(suspect, difference, own.moved)
+            references = [r for r in known if not _same(r, suspect)]
+            key = self.store.key(
+                suspect=suspect.hashes,
+                base=self.base.hashes,
+                references=[r.hashes for r in references],
+                alpha=self.alpha,
+                settings=self.settings.as_dict(),
+                **self._conditions(),
+            )
+            found = self.store.get(key, model)
+            if found is None:
+                found = self._judge(suspect, own, difference, references, progress, began)
+                self.store.put(key, found)
+            return found
+        except MeasurementError as error:
+            sentence = str(error)
+            verdict = Verdict(
+                Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:]
+            )
+            return self._entry(suspect, verdict, {}, {}, began)
 
     def look_ahead(self, models: Sequence[str]) -> dict[str, Sight]:
         """Make and look at all references that `scan` will need for these models.
@@ -104,7 +110,9 @@ class VisionScan:
                 suspect = Subject.of(model, self.base.folder)
                 difference = suspect.difference(self.base.folder)
                 if difference.kind != "none":
-                    for reference in self._references(suspect, difference):
+                    distance = self._distance(suspect)
+                    _check_moved(suspect, self.base, distance)
+                    for reference in self._references(suspect, difference, distance):
                         self.look_at(reference)
         return self.seen
 
@@ -131,7 +139,7 @@ class VisionScan:
             ModelError: it cannot be used, or reads the samples as other tokens than the base.
             MeasurementError: its numbers are not finite.
         """
-        key = self.store.key(model=subject.hashes, **self._conditions())
+        key = self._key(subject)
         sight = self._seen.get(key) or self._stored(key) or self._measured(subject, key, progress)
         if keep:
             self._seen[key] = sight
@@ -142,9 +150,10 @@ class VisionScan:
     def _stored(self, key: str) -> Sight | None:
         data = self.store.get_blob("sights", key)
         try:
-            return None if data is None else Sight.from_bytes(data)
+            sight = None if data is None else Sight.from_bytes(data)
         except (ValueError, KeyError, TypeError, SafetensorError):  # damaged: measured again
             return None
+        return None if sight is None or math.isnan(sight.moved) else sight
 
     def _measured(self, subject: Subject, key: str, progress: Steps | None) -> Sight:
         target = subject.load(self.dtype, self.device)
@@ -155,8 +164,24 @@ class VisionScan:
             batch_size=self.batch_size,
             progress=progress,
         )
+        sight = replace(sight, moved=self._far(subject, target))
         self.store.put_blob("sights", key, sight.to_bytes())
         return sight
+
+    def _distance(self, subject: Subject) -> float:
+        """How far its weights moved, without a look at what it does."""
+        key = self._key(subject)
+        sight = self._seen.get(key) or self._stored(key)
+        if sight is not None:
+            return sight.moved
+        return self._far(subject, subject.load(self.dtype, self.device))
+
+    def _far(self, subject: Subject, target: Target) -> float:
+        if subject.adapter is not None:
+            return moved(target.model)
+        if subject.folder == self.base.folder:
+            return 0.0
+        return moved_apart(subject.folder, self.base.folder)
 
     def _check_prompts(self, subject: Subject, sight: Sight) -> None:
         own, base = paired([sight, self.look_at(self.base)])
@@ -172,6 +197,9 @@ class VisionScan:
                 " was made from as --reference."
             )
 
+    def _key(self, subject: Subject) -> str:
+        return self.store.key(model=subject.hashes, **self._conditions())
+
     def _conditions(self) -> dict[str, Any]:
         """What a sight depends on beside the model."""
         return {
@@ -182,22 +210,27 @@ class VisionScan:
             "batch": self.batch_size,
         }
 
-    def _references(self, suspect: Subject, difference: Difference) -> list[Subject]:
-        made = [] if self.make is None else list(self.make(suspect, difference))
+    def _references(
+        self, suspect: Subject, difference: Difference, distance: float
+    ) -> list[Subject]:
+        made = [] if self.make is None else list(self.make(suspect, difference, distance))
         return [*self.references, *made]
 
     def _judge(
         self,
         suspect: Subject,
+        own: Sight,
         difference: Difference,
         references: Sequence[Subject],
         progress: Steps | None,
         began: float,
     ) -> ScannedModel:
         base = self.look_at(self.base)
-        clean = [self.look_at(reference, progress) for reference in references]
-        own = self.look_at(suspect, progress, keep=False)
-        verdict, found = decide(own, base, clean, self.settings, self.alpha)
+        given = [self.look_at(reference, progress) for reference in references]
+        verdict, found = decide(own, base, given, self.settings, self.alpha)
+        counts = alike(own, given)
+        clean = [sight for sight, counted in zip(given, counts, strict=True) if counted]
+        scores = iter(found.references.tolist())
         tuned = Finding(
             f"It differs from {self.base.name} in {difference}.",
             {"kind": difference.kind, "tensors": len(difference.changed)},
@@ -213,9 +246,11 @@ class VisionScan:
         numbers = {
             "score": found.score,
             "p_value": found.p if clean else None,
+            "smallest_p_value": 1 / (len(clean) + 1) if clean else None,
+            "moved": own.moved,
             "references": [
-                {"model": r.name, "score": float(s)}
-                for r, s in zip(references, found.references, strict=True)
+                {"model": r.name, "moved": s.moved, "score": next(scores) if counted else None}
+                for r, s, counted in zip(references, given, counts, strict=True)
             ],
             "statistic": self.settings.statistic,
             "layers": list(self.settings.chosen(own.layers)),
@@ -282,6 +317,18 @@ class VisionScan:
 
 def _same(a: Subject, b: Subject) -> bool:
     return a.hashes == b.hashes
+
+
+def _check_moved(suspect: Subject, base: Subject, distance: float) -> None:
+    if not math.isfinite(distance):
+        raise MeasurementError(
+            f"the weights of {suspect.name} are not finite, so they are broken: try another copy."
+        )
+    if distance == 0:
+        raise MeasurementError(
+            f"the adapter {suspect.name} changes no weight of {base.name}: it was saved before it"
+            " was tuned, or only in part; give the finished one."
+        )
 
 
 def _map(maps: np.ndarray[Any, np.dtype[np.float32]]) -> list[list[float]]:

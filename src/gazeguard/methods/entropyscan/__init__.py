@@ -3,9 +3,9 @@
 `decide` judges a suspect's `Sight` against those of its base and of benign fine-tunes.
 """
 
-from gazeguard.methods.entropyscan.decision import Standing, decide, standing
+from gazeguard.methods.entropyscan.decision import Standing, alike, decide, standing
 from gazeguard.methods.entropyscan.settings import Settings
 from gazeguard.methods.entropyscan.sight import Sight
 from gazeguard.methods.entropyscan.statistics import STATISTICS
 
-__all__ = ["STATISTICS", "Settings", "Sight", "Standing", "decide", "standing"]
+__all__ = ["STATISTICS", "Settings", "Sight", "Standing", "alike", "decide", "standing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,10 @@ from gazeguard.types import Finding, Outcome, Verdict
 
 Array = NDArray[np.float64]
 
+# A reference counts when its weights moved so many times as far as the suspect's. A shorter one has
+# not moved its attention far either, so that a benign suspect stands out; among longer ones a
+# backdoored suspect does not.
+NEAR = (0.6, 1.4)
 _SHOWN = 5  # heads that are named as those that moved most
 
 
@@ -101,6 +106,15 @@ def rank(own: Array, cloud: Array, unit: Array, statistic: str) -> Standing:
     return Standing(float(scores[-1]), scores[:-1], p)
 
 
+def alike(suspect: Sight, references: Sequence[Sight]) -> list[bool]:
+    """Which references moved about as far as the suspect, so that they count.
+
+    All do where it was not measured how far the suspect moved.
+    """
+    low, high = (times * suspect.moved for times in NEAR)
+    return [math.isnan(suspect.moved) or low <= one.moved <= high for one in references]
+
+
 def decide(
     suspect: Sight,
     base: Sight,
@@ -110,9 +124,9 @@ def decide(
 ) -> tuple[Verdict, Standing]:
     """The verdict on a suspect: flagged when at most `alpha` of benign models stand as far out.
 
-    `suspicion` is 1 - p, p the suspect's conformal p-value; flagged from 1 - alpha on. With
-    fewer than `1 / alpha - 1` references no score could be flagged, so the verdict is inconclusive
-    and says how many are missing.
+    `suspicion` is 1 - p, p the suspect's conformal p-value; flagged from 1 - alpha on. Only
+    references that are `alike` count. With fewer than `1 / alpha - 1` no score could be flagged, so
+    the verdict is inconclusive and says how many are missing.
 
     Args:
         suspect: of the model in question.
@@ -121,6 +135,9 @@ def decide(
         settings: statistic, layers, q.
         alpha: share of benign models that may be flagged.
 
+    Returns:
+        The verdict, and the standing among the references that count.
+
     Raises:
         MeasurementError: too few common samples, or numbers that are not finite.
         UsageError: alpha is not between 0 and 1.
@@ -128,6 +145,8 @@ def decide(
     Source: METHODS 3; arXiv:2605.15711. The reference set and the rank are ours.
     """
     needed = needed_samples(alpha)
+    given = references
+    references = [one for one, near in zip(given, alike(suspect, given), strict=True) if near]
     common = len(paired([suspect, base, *references])[0])
     if common < MIN_SAMPLES:
         raise MeasurementError(
@@ -154,8 +173,12 @@ def decide(
         evidence.append(
             Finding(
                 f"{n} benign fine-tunes score {found.references.min():.2f} to"
-                f" {found.references.max():.2f} in the same way; p = {found.p:.3f}.",
-                {"reference_scores": found.references.tolist(), "p_value": found.p},
+                f" {found.references.max():.2f} in the same way; {_p(found)}.",
+                {
+                    "reference_scores": found.references.tolist(),
+                    "p_value": found.p,
+                    "smallest_p_value": 1 / (n + 1),
+                },
             )
         )
         shown = ", ".join(f"{what} ({score:+.1f})" for what, score in found.moved)
@@ -165,6 +188,8 @@ def decide(
                 {"moved": [list(pair) for pair in found.moved]},
             )
         )
+    if given and not math.isnan(suspect.moved):
+        evidence.append(_distances(suspect, given, references))
     threshold = 1 - alpha
     if n < needed:
         return (
@@ -173,7 +198,9 @@ def decide(
                 1 - found.p if n else None,
                 threshold,
                 f"none: {n} of {needed} references",
-                _too_few(n, needed, alpha),
+                _unlike(suspect, given, n, needed, alpha)
+                if n < len(given)
+                else _too_few(n, needed, alpha),
                 tuple(evidence),
             ),
             found,
@@ -186,7 +213,7 @@ def decide(
         outcome, reason = (
             Outcome.FLAGGED,
             f"Its attention moved as benign fine-tunes do not move it: {higher} of {n} reach its"
-            f" score of {found.score:.2f} (p = {found.p:.3f}).",
+            f" score of {found.score:.2f} ({_p(found)}).",
         )
     else:
         outcome, reason = (
@@ -195,6 +222,43 @@ def decide(
             f" {found.score:.2f} (p = {found.p:.2f}).",
         )
     return Verdict(outcome, 1 - found.p, threshold, source, reason, tuple(evidence)), found
+
+
+def _p(found: Standing) -> str:
+    """The p-value; one that no number of references this small can go below says so."""
+    n = len(found.references)
+    smallest = not (found.references >= found.score).any()
+    return f"p = {found.p:.3f}" + (f", the smallest that {n} can give" if smallest else "")
+
+
+def _distances(suspect: Sight, given: Sequence[Sight], counted: Sequence[Sight]) -> Finding:
+    low, high = NEAR
+    far = f"Its weights moved {suspect.moved:.3g}"
+    if counted:
+        far += f", those of the benign fine-tunes {_span(counted)}"
+    left = [one for one in given if one not in counted]
+    if left:
+        far += f"; left out: {len(left)} that moved {_span(left)}"
+    return Finding(
+        f"{far} ({low:g} to {high:g} times as far counts).",
+        {"moved": suspect.moved, "references_moved": [one.moved for one in given]},
+    )
+
+
+def _span(sights: Sequence[Sight]) -> str:
+    far = [one.moved for one in sights]
+    return f"{min(far):.3g} to {max(far):.3g}"
+
+
+def _unlike(suspect: Sight, given: Sequence[Sight], n: int, needed: int, alpha: float) -> str:
+    low, high = NEAR
+    return (
+        f"{f'Only {n}' if n else 'None'} of {len(given)} references moved {low:g} to {high:g} times"
+        f" as far from the base as it did (its weights moved {suspect.moved:.3g}, theirs"
+        f" {_span(given)}), and {needed} are needed for {alpha:g}: give with --reference fine-tunes"
+        f" that were tuned as long as it was, or let the tool make them with --make-references"
+        f" {needed} and as many --reference-steps as that takes."
+    )
 
 
 def _too_few(n: int, needed: int, alpha: float) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load, save
 
 Floats = NDArray[np.float32]
 
+_WORDS = ("sample_id", "prompt", "layers", "q")
 _ARRAYS = ("entropy", "head_entropy", "mass", "ratio", "maps")
 
 
@@ -30,6 +32,7 @@ class Sight:
         mass: `(n, L, H)`, log odds of the share of attention that lies on the image.
         ratio: `(n, L, H)`, log of attention on the image over attention on the user's words.
         maps: `(L, rows, columns)`, mean over samples of the head-mean attention over the image.
+        moved: how far the model's weights lie from its base's; NaN where that was not measured.
     """
 
     sample_id: tuple[str, ...]
@@ -41,13 +44,14 @@ class Sight:
     mass: Floats
     ratio: Floats
     maps: Floats
+    moved: float = math.nan
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
-        words = {name: getattr(self, name) for name in ("sample_id", "prompt", "layers", "q")}
+        words = {name: getattr(self, name) for name in _WORDS} | {"moved": self.moved}
         return save(
             {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS},
             metadata={"sight": json.dumps(words)},
@@ -62,21 +66,19 @@ class Sight:
         """
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         words: dict[str, Any] = json.loads(header["__metadata__"]["sight"])
-        fields: dict[str, Any] = {name: tuple(values) for name, values in words.items()}
-        return cls(**fields | load(data))
+        fields: dict[str, Any] = {name: tuple(words[name]) for name in _WORDS}
+        return cls(**fields | load(data), moved=float(words.get("moved", math.nan)))
 
     def take(self, rows: NDArray[np.intp]) -> Sight:
         """The samples at these places."""
-        return Sight(
-            tuple(self.sample_id[i] for i in rows),
-            tuple(self.prompt[i] for i in rows),
-            self.layers,
-            self.q,
-            self.entropy[rows],
-            self.head_entropy[rows],
-            self.mass[rows],
-            self.ratio[rows],
-            self.maps,
+        return replace(
+            self,
+            sample_id=tuple(self.sample_id[i] for i in rows),
+            prompt=tuple(self.prompt[i] for i in rows),
+            entropy=self.entropy[rows],
+            head_entropy=self.head_entropy[rows],
+            mass=self.mass[rows],
+            ratio=self.ratio[rows],
         )
 
 
