@@ -16,6 +16,8 @@ from gazeguard.lab import tiny, tiny_encoders
 from gazeguard.models.encoders.load import encoder_folder, load_encoder
 from gazeguard.scanning.models import VISION_LANGUAGE, expand, kind_of
 
+ADAPTER = "adapter_model.safetensors"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -53,6 +55,7 @@ def test_a_vision_language_model_is_no_text_encoder(tmp_path: Path):
 
 def test_an_adapter_is_scanned_as_a_vision_language_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({"base_model.model.q.lora_A.weight": torch.ones(1)}, tmp_path / ADAPTER)
     assert kind_of(str(tmp_path)) == VISION_LANGUAGE
 
 

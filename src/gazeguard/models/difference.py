@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 
 from gazeguard.errors import ModelError
-from gazeguard.models.files import tensor_names, weight_files
+from gazeguard.models.files import adapter_files, tensor_names, weight_files
 
 Kind = Literal["none", "adapter", "projector", "full"]
 
@@ -60,7 +60,7 @@ class Difference:
 
 def adapter_difference(adapter: Path, base: Path) -> Difference:
     """What an adapter adds to its base; only headers are read."""
-    names = sorted(name for file in weight_files(adapter) for name in tensor_names(file))
+    names = sorted(name for file in adapter_files(adapter) for name in tensor_names(file))
     total = sum(len(tensor_names(file)) for file in weight_files(base))
     return Difference("adapter", tuple(names), total)
 
@@ -159,7 +159,7 @@ def _bare(value: Any) -> Any:
     return [_bare(v) for v in value] if isinstance(value, list) else value
 
 
-def tuned_parts(changed: Sequence[str]) -> dict[str, int]:
+def tuned_parts(changed: Collection[str]) -> dict[str, int]:
     """How many of the changed tensors lie in the projector, the vision part and elsewhere."""
     parts = {"projector": 0, "vision": 0, "language": 0}
     for name in changed:
@@ -170,3 +170,19 @@ def tuned_parts(changed: Sequence[str]) -> dict[str, int]:
         else:
             parts["language"] += 1
     return parts
+
+
+def in_words(names: Collection[str]) -> str:
+    """How many tensors, and of which part of a model: `4 tensors (of the projector)`."""
+    parts = tuned_parts(names)
+    told = {
+        "projector": "the projector",
+        "vision": "the vision part",
+        "language": "the language model",
+    }
+    where = [told[part] for part, count in parts.items() if count]
+    if len(where) > 1:
+        where = [f"{parts[part]} of {told[part]}" for part, count in parts.items() if count]
+        return f"{len(names)} tensors ({', '.join(where)})"
+    plural = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {plural} of {where[0]}"

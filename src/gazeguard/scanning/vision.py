@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,26 @@ class VisionScan:
         Raises:
             ModelError: it cannot be used, or was not made from the base.
         """
-        began = time.monotonic()
         suspect = Subject.of(model, self.base.folder)
         difference = suspect.difference(self.base.folder)
-        if difference.kind == "none":
-            return self._entry(suspect, _untouched(), {}, {}, began)
+        note = suspect.note
+        try:
+            if difference.kind == "none":
+                found = self._entry(suspect, _untouched(), {}, {}, time.monotonic())
+            else:
+                found = self._scanned(suspect, difference, progress)
+        except MeasurementError as error:  # of references made for it
+            found = self._entry(suspect, _unmeasured(error), {}, {}, time.monotonic())
+        if note and found.verdict is not None:
+            told = replace(found.verdict, evidence=(*found.verdict.evidence, Finding(note)))
+            found = replace(found, verdict=told)
+        return found.without(suspect.unread)
+
+    def _scanned(
+        self, suspect: Subject, difference: Difference, progress: Steps | None
+    ) -> ScannedModel:
+        """The entry of a tuned model, or an earlier run's."""
+        began = time.monotonic()
         references = [r for r in self._references(suspect, difference) if not _same(r, suspect)]
         key = self.store.key(
             suspect=suspect.hashes,
@@ -78,16 +93,12 @@ class VisionScan:
             settings=self.settings.as_dict(),
             **self._conditions(),
         )
-        found = self.store.get(key, model)
+        found = self.store.get(key, suspect.name)
         if found is None:
             try:
                 found = self._judge(suspect, difference, references, progress, began)
             except MeasurementError as error:
-                sentence = str(error)
-                verdict = Verdict(
-                    Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:]
-                )
-                found = self._entry(suspect, verdict, {}, {}, began)
+                found = self._entry(suspect, _unmeasured(error), {}, {}, began)
             self.store.put(key, found)
         return found
 
@@ -287,6 +298,11 @@ def _same(a: Subject, b: Subject) -> bool:
 def _map(maps: np.ndarray[Any, np.dtype[np.float32]]) -> list[list[float]]:
     """Mean over layers, as JSON; empty where no sample had a plain grid."""
     return np.round(maps.mean(0).astype(float), 6).tolist() if maps.size else []
+
+
+def _unmeasured(error: MeasurementError) -> Verdict:
+    sentence = str(error)
+    return Verdict(Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:])
 
 
 def _untouched() -> Verdict:

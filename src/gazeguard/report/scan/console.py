@@ -55,6 +55,7 @@ def _model(model: ScannedModel, detailed: bool, named: bool) -> list[RenderableT
     if named:
         lines.append(Text(model.model, style="bold"))
     lines.append(Text(model.reason))
+    lines += [Text(f"Not scanned: {part}") for part in model.not_scanned]
     if not detailed:
         return lines
     if model.checks:

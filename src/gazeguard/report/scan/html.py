@@ -100,6 +100,7 @@ def _details(model: ScannedModel) -> dict[str, Any]:
         "sights": sights(model.figures),
         "positive": next((c.value for c in model.checks if c.name == "curvature"), None),
         "files": dict(model.files),
+        "not_scanned": model.not_scanned,
         "numbers": words.flatten(plain),
         "fingerprint": model.fingerprint,
     }

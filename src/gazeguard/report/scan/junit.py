@@ -62,7 +62,8 @@ def _case(suite: ElementTree.Element, model: ScannedModel) -> None:
         found.set("type", model.outcome)
         found.set("message", _clean(model.reason))
     evidence = () if model.verdict is None else model.verdict.evidence
-    lines = [model.reason, *(finding.message for finding in evidence)]
+    left_out = (f"Not scanned: {part}" for part in model.not_scanned)
+    lines = [model.reason, *left_out, *(finding.message for finding in evidence)]
     found.text = _clean("\n".join(lines))
 
 
