@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard.errors import MeasurementError, ModelError
-from gazeguard.models.adapter_names import Layout, for_text_encoder
 from gazeguard.models.difference import in_words
 from gazeguard.models.files import (
     adapter_files,
@@ -23,6 +22,7 @@ from gazeguard.models.files import (
     tensor_names,
     weight_files,
 )
+from gazeguard.models.layout import Layout, for_text_encoder
 from gazeguard.models.offload import follow, offloads, unhooked
 from gazeguard.models.unread import same_weights
 

@@ -12,7 +12,9 @@ from safetensors import safe_open
 
 from gazeguard.errors import ModelError
 from gazeguard.models.files import adapter_files, tensor_names, weight_files
+from gazeguard.models.layout import Layout
 
+Place = tuple[Path, str]  # a file and the tensor's name there
 Kind = Literal["none", "adapter", "projector", "full"]
 
 # Bookkeeping of config.json, which says nothing about what the model computes.
@@ -79,10 +81,13 @@ def compare(suspect: Path, base: Path, name: str) -> Difference:
     _same_settings(suspect, base, name)
     mine, theirs = _places(suspect), _places(base)
     if mine.keys() != theirs.keys():
-        odd = sorted(mine.keys() ^ theirs.keys())
+        layout = _layout(base)
+        mine, theirs = ({layout.moved(k): at for k, at in p.items()} for p in (mine, theirs))
+    if mine.keys() != theirs.keys():
+        odd = mine.keys() ^ theirs.keys()
         raise ModelError(
-            f"{name} and its reference do not have the same tensors (first: '{odd[0]}'): give the"
-            " model that it was made from as --reference."
+            f"{name} and its reference do not have the same tensors (one of them lacks"
+            f" {in_words(odd)}): give the model that it was made from as --reference."
         )
     changed = tuple(key for key, same in _compared(mine, theirs, name) if not same)
     if not changed:
@@ -94,27 +99,39 @@ def compare(suspect: Path, base: Path, name: str) -> Difference:
     return Difference(kind, changed, len(theirs))
 
 
-def _places(folder: Path) -> dict[str, Path]:
-    return {name: file for file in weight_files(folder) for name in tensor_names(file)}
+def _places(folder: Path) -> dict[str, Place]:
+    """Where every tensor is."""
+    return {name: (file, name) for file in weight_files(folder) for name in tensor_names(file)}
+
+
+def _layout(folder: Path) -> Layout:
+    """Of the model that a config describes, without its weights."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return Layout(transformers.AutoModelForImageTextToText.from_config(config))
 
 
 def _compared(
-    mine: dict[str, Path], theirs: dict[str, Path], name: str
+    mine: dict[str, Place], theirs: dict[str, Place], name: str
 ) -> Iterator[tuple[str, bool]]:
     import torch
 
     opened: dict[Path, Any] = {}
 
-    def tensor(file: Path, key: str) -> torch.Tensor:
+    def tensor(place: Place) -> torch.Tensor:
+        file, key = place
         if file not in opened:
             opened[file] = safe_open(file, framework="pt")
         return opened[file].get_tensor(key)  # type: ignore[no-any-return]
 
     for key in sorted(mine):
-        a, b = tensor(mine[key], key), tensor(theirs[key], key)
+        a, b = tensor(mine[key]), tensor(theirs[key])
         if a.shape != b.shape:
             raise ModelError(
-                f"{name} and its reference differ in the shape of '{key}'"
+                f"{name} and its reference differ in the shape of {in_words([key])}"
                 f" ({list(a.shape)}, {list(b.shape)}): give the model that it was made from as"
                 " --reference."
             )

@@ -9,11 +9,11 @@ from pathlib import Path
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from gazeguard.errors import ModelError, UsageError
-from gazeguard.models.adapter_names import for_text_encoder
 from gazeguard.models.adapters import TEXT_ENCODER as FOR_TEXT_ENCODER
 from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.load import encoder_folder, place_in_pipeline, read_config
 from gazeguard.models.files import adapter_files, is_adapter, tensor_names
+from gazeguard.models.layout import for_text_encoder
 
 TEXT_ENCODER = "text-encoder"
 VISION_LANGUAGE = "vision-language-model"

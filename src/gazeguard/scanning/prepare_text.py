@@ -80,8 +80,8 @@ def pairs(names: Sequence[str], anchor: str | None) -> dict[str, Pair | ScannedM
         if place and (why := unreadable(folder, name)):
             found[name] = _left_out(name, place, why)
         elif mine == anchor and pipeline in begun:
-            why = f"give as --anchor the pipeline that it was made from, for its {place}"
-            found[name] = _left_out(name, place, f"{anchor} is the anchor of the first: {why}")
+            why = "give as --anchor the pipeline that it was made from, which has one for each"
+            found[name] = _left_out(name, place, f"{anchor} is the first encoder's anchor: {why}")
         elif mine != anchor and mine not in clean:
             found[name] = _left_out(name, place, f"the anchor {anchor} has no {place or _FIRST}")
         else:

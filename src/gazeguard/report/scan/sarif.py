@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from gazeguard._version import __version__
 from gazeguard.jsonable import jsonable
+from gazeguard.report.scan.text import left_out
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -56,7 +57,7 @@ def as_sarif(report: ScanReport) -> dict[str, Any]:
         "executionSuccessful": scanned,
         "toolExecutionNotifications": [
             *(_notification(model, model.reason) for model in undecided),
-            *(_notification(m, f"not scanned: {p}") for m in report.models for p in m.not_scanned),
+            *(_notification(m, line) for m in report.models for line in left_out(m)),
         ],
         "properties": {"finished": report.finished, "outcome": report.outcome},
     }

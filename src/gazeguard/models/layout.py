@@ -1,7 +1,7 @@
-"""The names of an adapter's tensors, brought to those that peft gives them on a loaded model.
+"""The names of stored tensors, brought to those of a loaded model.
 
-Adapters outlive the layouts of the models they were made for: transformers moved LLaVA's language
-model in 4.52, the LLaVA repository has names of its own, and some trainers save the adapter's name
+Files outlive the layouts of the models they were made for: transformers moved LLaVA's language
+model in 4.52, the LLaVA repository has names of its own, and some trainers save an adapter's name
 along or leave peft's prefix out. transformers' own tables say what moved where.
 """
 
@@ -84,11 +84,15 @@ class Layout:
             self._follow(config, placed)
         return {_PREFIX + placed[key]: value for key, value in bare.items()}
 
-    def _place(self, key: str) -> str:
-        """Where a tensor belongs now; itself where no table knows."""
+    def moved(self, key: str) -> str:
+        """A tensor's name in the model, from that in a file of any age."""
         from transformers.core_model_loading import rename_source_key
 
-        moved = [key, rename_source_key(key, self._moves, [])[0]]
+        return key if self._has(key) else rename_source_key(key, self._moves, [])[0]
+
+    def _place(self, key: str) -> str:
+        """Where an adapter's tensor belongs now; itself where no table knows."""
+        moved = [key, self.moved(key)]
         moved += [pattern.sub(to, key) for pattern, to in _LLAVA]
         return next((place for place in moved if self._has(place)), key)
 
