@@ -57,7 +57,11 @@ def judged(report: ScanReport) -> dict[str, str]:
 
 
 def test_every_encoder_is_a_scan_of_its_own(sdxl: Path, suspect: Path):
-    found = scan(suspect, sdxl, settings=QUICK)
+    found = scan([suspect, suspect / "text_encoder"], sdxl, settings=QUICK)
+    assert [model.model for model in found.models] == [
+        f"{suspect}/text_encoder",
+        f"{suspect}/text_encoder_2",
+    ]
     assert judged(found) == {"text_encoder": "clean", "text_encoder_2": "clean"}
     assert found.models[1].numbers["encoder"]["width"] == 32
     assert found.provenance["anchor"]["model"] == f"{sdxl}/text_encoder"

@@ -329,3 +329,38 @@ def test_the_same_numbers_in_two_formats(a: torch.dtype, b: torch.dtype, same: b
         moved[0] *= 1.3
         assert not alike(moved.to(a), numbers.to(b))
         assert not alike(numbers.to(a)[:-1], numbers.to(b))
+
+
+def test_what_a_hub_repository_holds_beside(folder: Path, tmp_path: Path, monkeypatch):
+    """Only safetensors are fetched; the other weights are a loader's choice all the same."""
+    snapshot = tmp_path / "models--org--clip" / "snapshots" / "abc"
+    shutil.copytree(folder, snapshot)
+    asked = []
+
+    def names(self: object, hub_id: str, revision: str) -> list[str]:
+        asked.append((hub_id, revision))
+        return [WEIGHTS, "README.md", "pytorch_model.bin", "training_args.bin", "onnx/model.onnx"]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", names)
+    assert list(listed(snapshot)) == ["pytorch_model.bin"]
+    assert asked == [("org/clip", "abc")]
+    assert listed(folder) == {}
+
+    def offline(self: object, hub_id: str, revision: str) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", offline)
+    assert listed(snapshot) == {}
+
+
+def test_what_holds_no_encoder_that_can_be_read(folder: Path, tmp_path: Path):
+    open_clip = tiny_encoders.build("open_clip", tmp_path / "open_clip")
+    (open_clip / "open_clip_model.safetensors").rename(open_clip / "open_clip_pytorch_model.bin")
+    (tmp_path / "empty").mkdir()
+    for model, why in (
+        (open_clip, "pickled weights are not opened"),
+        (folder / WEIGHTS, "is a file: give the folder"),
+        (tmp_path / "empty", r"no config\.json"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            load_encoder(model)

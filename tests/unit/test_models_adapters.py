@@ -399,3 +399,27 @@ def test_prompt_tuning_is_refused(base, adapter):
 def test_adapter_given_as_model(adapter):
     with pytest.raises(ModelError, match="base model first"):
         load(adapter)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"some_future_option": 3, "peft_version": "0.99.0"},
+        {"lora_alpha": 320},
+    ],
+    ids=["rslora", "newer peft", "alpha"],
+)
+def test_settings_that_fit(base, adapter, settings):
+    configure(adapter, **settings)
+    load(base, adapter)
+
+
+def test_half_precision(base, adapter):
+    change(adapter, lambda w: w.update({name: value.half() for name, value in w.items()}))
+    load(base, adapter)
+
+
+def test_settings_without_weights(base, adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(base, adapter, r"holds no adapter_model\.safetensors")

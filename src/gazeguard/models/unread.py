@@ -27,6 +27,10 @@ _TRAINING = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|sampler)[\w-]*\.\w+"
 )
 
+_ELSEWHERE = (
+    "it is in the hub's repository and is not read: use safetensors only, or scan a folder of them"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:
@@ -48,11 +52,7 @@ def beside(folder: Path, read: Sequence[Path]) -> list[Path]:
     """Files of a folder, without its subfolders, that hold weights and were not read."""
     own = {file.resolve() for file in read}
     return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in _WEIGHTS
-        and file.resolve() not in own
-        and not _TRAINING.fullmatch(file.name)
+        file for file in sorted(folder.iterdir()) if _is_weights(file) and file.resolve() not in own
     ]
 
 
@@ -63,11 +63,34 @@ def unread(folder: Path, read: Sequence[Path]) -> tuple[Unread, ...]:
     format, it has been judged too. One tensor of each is in memory at a time.
 
     Args:
-        folder: of a model, encoder or adapter; its subfolders are not looked into.
+        folder: of a model, encoder or adapter; its subfolders are not looked into. In the hub's
+            cache also what the repository holds and was not fetched, when the hub can be reached.
         read: the files that were judged.
     """
     found = ((file, _why(file, read)) for file in beside(folder, read))
-    return tuple(Unread(file.name, why) for file, why in found if why)
+    here = [Unread(file.name, why) for file, why in found if why]
+    return (*here, *(Unread(name, _ELSEWHERE) for name in _not_fetched(folder)))
+
+
+def _not_fetched(folder: Path) -> list[str]:
+    """Weights of a hub repository, at the commit that a folder of the cache is of, not in there."""
+    from huggingface_hub import HfApi
+
+    commit = folder if folder.parent.name == "snapshots" else folder.parent
+    cached = commit.parent.parent.name
+    if commit.parent.name != "snapshots" or not cached.startswith("models--"):
+        return []
+    hub_id = cached.removeprefix("models--").replace("--", "/")
+    try:
+        names = HfApi().list_repo_files(hub_id, revision=commit.name)
+    except Exception:  # no connection, of any HTTP client: no loader here can fetch them either
+        return []
+    files = sorted(commit / name for name in names)
+    return [f.name for f in files if f.parent == folder and _is_weights(f) and not f.exists()]
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix.lower() in _WEIGHTS and not _TRAINING.fullmatch(file.name)
 
 
 def _why(file: Path, read: Sequence[Path]) -> str:

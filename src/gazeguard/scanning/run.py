@@ -90,7 +90,7 @@ def scan(
     report = ScanReport(tuple(ScannedModel(name) for name in named), False, {})
     if watch is not None:
         watch(report)
-    named = [encoder for name in named for encoder in _encoders(name)]
+    named = list(dict.fromkeys(encoder for name in named for encoder in _encoders(name)))
     known = [encoder for name in known for encoder in encoders_of(name)]
     report = ScanReport(tuple(ScannedModel(name) for name in named), False, {})
     kinds = [_kind(name) for name in named]
