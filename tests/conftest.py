@@ -18,6 +18,8 @@ TELLING = ("transformers", "peft", "accelerate")
 SAID = re.compile(r"deprecat|will be (removed|required|changed)|no longer (be )?support", re.I)
 # What they say of themselves, which no call of ours can help: a pattern, and why it stands here.
 KNOWN = {
+    # peft reads it off the model that it wraps.
+    r"`is_gradient_checkpointing` is deprecated": "peft_model.py",
     # PaliGemma's processor makes numpy arrays of its own tensors.
     r"__array__ implementation doesn't accept a copy keyword": "processing_paligemma.py",
 }

@@ -262,7 +262,7 @@ def test_an_adapter_that_does_not_fit_is_refused_as_ever(llava, adapter, target,
     weights = load_file(broken)
     del weights[next(name for name in weights if "layers.3" in name)]
     save_file(weights, broken)
-    with pytest.raises(ModelError, match="lacks 1 tensors"):
+    with pytest.raises(ModelError, match="lacks 1 tensor of the language model"):
         load(llava, broken.parent, device_map=half(target))
 
 

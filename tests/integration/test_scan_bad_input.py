@@ -118,7 +118,7 @@ def test_weights_that_are_nan_are_undecided(
     spoil(copy)
     quick = [option for option in QUICK if option != "-q"]
     assert run(["scan", str(copy), f"--anchor={clip}", *quick]) == 3
-    assert "not finite, first in 'final_layer_norm.weight'" in capsys.readouterr().out
+    assert "not finite in 1 of " in capsys.readouterr().out
 
 
 def test_an_anchor_with_nan_weights(copy: Path, clip: Path, refused: Callable[..., str]):

@@ -13,8 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.lab import tiny, tiny_encoders
-from gazeguard.models.encoders.load import encoder_folder, load_encoder
-from gazeguard.scanning.models import VISION_LANGUAGE, expand, kind_of
+from gazeguard.models.encoders.load import (
+    encoder_folder,
+    encoders_of,
+    load_encoder,
+    unread_weights,
+)
+from gazeguard.models.files import variant
+from gazeguard.models.unread import alike
+from gazeguard.scanning.models import TEXT_ENCODER, VISION_LANGUAGE, expand, kind_of
+
+ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -53,6 +62,7 @@ def test_a_vision_language_model_is_no_text_encoder(tmp_path: Path):
 
 def test_an_adapter_is_scanned_as_a_vision_language_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({"base_model.model.q.lora_A.weight": torch.ones(1)}, tmp_path / ADAPTER)
     assert kind_of(str(tmp_path)) == VISION_LANGUAGE
 
 
@@ -97,7 +107,7 @@ def test_weights_that_are_nan_load_and_are_found(folder: Path):
     tensors = load_file(file)
     tensors["text_projection.weight"][0, 0] = torch.nan
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(MeasurementError, match=r"'text_projection\.weight'"):
+    with pytest.raises(MeasurementError, match="not finite in 1 of "):
         load_encoder(folder).check_finite()
 
 
@@ -179,3 +189,178 @@ def test_lists_of_models(tmp_path: Path):
     listed.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="no text file"):
         expand([str(listed)])
+
+
+WEIGHTS = "model.safetensors"
+
+
+def halved(folder: Path, name: str, dtype: torch.dtype, **changes: torch.Tensor) -> None:
+    """Write the folder's weights again, in another number format and file."""
+    tensors = {**load_file(folder / WEIGHTS), **changes}
+    save_file({k: v.to(dtype) for k, v in tensors.items()}, folder / name, {"format": "pt"})
+
+
+def listed(folder: Path) -> dict[str, str]:
+    return {part.part: part.why for part in unread_weights(folder)}
+
+
+def test_a_variant_with_the_same_numbers_has_been_scanned_too(folder: Path):
+    halved(folder, "model.fp16.safetensors", torch.float16)
+    halved(folder, "model.bf16.safetensors", torch.bfloat16)
+    assert listed(folder) == {}
+    # Whichever of them is the one that is read.
+    (folder / WEIGHTS).unlink()
+    assert variant(folder) == "bf16"
+    assert listed(folder) == {}
+    load_encoder(folder)
+
+
+def test_a_variant_with_other_numbers_has_not(folder: Path):
+    name = "text_model.final_layer_norm.weight"
+    own = load_file(folder / WEIGHTS)[name]
+    halved(folder, "model.fp16.safetensors", torch.float16, **{name: own * 1.01})
+    assert "1 of its tensors hold other numbers" in listed(folder)["model.fp16.safetensors"]
+    halved(folder, "model.fp16.safetensors", torch.float16, **{name: own * torch.nan})
+    assert "other numbers" in listed(folder)["model.fp16.safetensors"]
+    halved(folder, "model.fp16.safetensors", torch.float16, added=own)
+    assert "1 tensors that no other file has" in listed(folder)["model.fp16.safetensors"]
+
+
+def test_everything_else_that_a_loader_could_pick(folder: Path):
+    for name in (
+        "pytorch_model.bin",
+        "model-00003-of-00003.safetensors",
+        "consolidated.00.pth",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "model.onnx",
+    ):
+        (folder / name).write_bytes(b"")
+    for name in ("optimizer.pt", "rng_state_0.pth", "training_args.bin", "merges.txt"):
+        (folder / name).write_bytes(b"")
+    found = listed(folder)
+    assert list(found) == [
+        "consolidated.00.pth",
+        "flax_model.msgpack",
+        "model-00003-of-00003.safetensors",
+        "model.onnx",
+        "pytorch_model.bin",
+        "tf_model.h5",
+    ]
+    assert "can run code" in found["pytorch_model.bin"]
+    assert "not a readable safetensors file" in found["model-00003-of-00003.safetensors"]
+    assert "in this format are not read" in found["tf_model.h5"]
+
+
+def test_positions_are_no_weights(folder: Path):
+    positions = torch.arange(77)[None]
+    halved(folder, "old.safetensors", torch.float32)
+    tensors = load_file(folder / "old.safetensors")
+    tensors["text_model.embeddings.position_ids"] = positions
+    save_file(tensors, folder / "old.safetensors", {"format": "pt"})
+    assert listed(folder) == {}
+
+
+def test_shards_are_those_of_the_index(folder: Path):
+    """Where there is one file and an index as well, transformers reads the file."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, folder / file, {"format": "pt"})
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, own in parts.items() for name in own},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert listed(folder) == {}
+    save_file({"stray": torch.ones(1)}, folder / "c.safetensors")
+    assert list(listed(folder)) == ["c.safetensors"]
+    (folder / WEIGHTS).unlink()
+    assert list(listed(folder)) == ["c.safetensors"]
+    load_encoder(folder)
+
+
+def test_weights_that_the_config_names(folder: Path):
+    """transformers takes those before all others."""
+    halved(folder, "named.safetensors", torch.float32, logit_scale=torch.tensor(7.0))
+    edit(folder, "config.json", transformers_weights="named.safetensors")
+    assert list(listed(folder)) == [WEIGHTS]
+
+
+def test_open_clip_beside_transformers(tmp_path: Path):
+    folder = tiny_encoders.build("open_clip", tmp_path)
+    assert listed(folder) == {}
+    halved_name = "open_clip_pytorch_model.bin"
+    (folder / halved_name).write_bytes(b"")
+    assert list(listed(folder)) == [halved_name]
+
+
+def test_encoders_of_a_pipeline(tmp_path: Path):
+    pipeline = tiny_encoders.build("diffusers", tmp_path / "pipe")
+    assert encoders_of(str(pipeline)) == [f"{pipeline}/text_encoder"]
+    assert encoders_of(f"{pipeline}/text_encoder") == [f"{pipeline}/text_encoder"]
+    (pipeline / "image_encoder").mkdir()
+    (pipeline / "image_encoder" / "config.json").write_text("{}")
+    edit(pipeline, "model_index.json", text_encoder_2=["transformers", "T5"], safety=[None, None])
+    names = [name.rpartition("/")[2] for name in encoders_of(str(pipeline))]
+    assert names == ["image_encoder", "text_encoder", "text_encoder_2"]
+    assert kind_of(f"{pipeline}/image_encoder") == TEXT_ENCODER
+    with pytest.raises(ModelError, match=r"no config\.json|check the path|there is no folder"):
+        kind_of(f"{pipeline}/text_encoder_2")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (torch.float32, torch.float16, True),
+        (torch.float32, torch.bfloat16, True),
+        (torch.bfloat16, torch.float16, True),
+        (torch.float32, torch.float8_e4m3fn, True),
+        (torch.float32, torch.int64, False),
+    ],
+)
+def test_the_same_numbers_in_two_formats(a: torch.dtype, b: torch.dtype, same: bool):
+    torch.manual_seed(0)
+    numbers = torch.cat([torch.randn(10_000), torch.randn(1000) * 1e-6, torch.zeros(3)])
+    assert alike(numbers.to(a), numbers.to(b)) is same
+    if same:
+        moved = numbers.clone()
+        moved[0] *= 1.3
+        assert not alike(moved.to(a), numbers.to(b))
+        assert not alike(numbers.to(a)[:-1], numbers.to(b))
+
+
+def test_what_a_hub_repository_holds_beside(folder: Path, tmp_path: Path, monkeypatch):
+    """Only safetensors are fetched; the other weights are a loader's choice all the same."""
+    snapshot = tmp_path / "models--org--clip" / "snapshots" / "abc"
+    shutil.copytree(folder, snapshot)
+    asked = []
+
+    def names(self: object, hub_id: str, revision: str) -> list[str]:
+        asked.append((hub_id, revision))
+        return [WEIGHTS, "README.md", "pytorch_model.bin", "training_args.bin", "onnx/model.onnx"]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", names)
+    assert list(listed(snapshot)) == ["pytorch_model.bin"]
+    assert asked == [("org/clip", "abc")]
+    assert listed(folder) == {}
+
+    def offline(self: object, hub_id: str, revision: str) -> list[str]:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", offline)
+    assert listed(snapshot) == {}
+
+
+def test_what_holds_no_encoder_that_can_be_read(folder: Path, tmp_path: Path):
+    open_clip = tiny_encoders.build("open_clip", tmp_path / "open_clip")
+    (open_clip / "open_clip_model.safetensors").rename(open_clip / "open_clip_pytorch_model.bin")
+    (tmp_path / "empty").mkdir()
+    for model, why in (
+        (open_clip, "pickled weights are not opened"),
+        (folder / WEIGHTS, "is a file: give the folder"),
+        (tmp_path / "empty", r"no config\.json"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            load_encoder(model)

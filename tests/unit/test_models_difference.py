@@ -79,3 +79,20 @@ def test_bookkeeping_is_not_compared(base: Path, tmp_path: Path):
     config |= {"transformers_version": "9.9", "_name_or_path": "elsewhere"}
     (saved / "config.json").write_text(json.dumps(config, indent=7))
     assert compare(saved, base, "x").kind == "none"
+
+
+def test_the_layout_before_transformers_4_52_and_after_is_one(base: Path, tmp_path: Path):
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        assert any(name.startswith("language_model.model.") for name in tensors)
+        for name in list(tensors):
+            new = name.replace("language_model.lm_head", "lm_head")
+            new = new.replace("language_model.model.", "language_model.")
+            if new != "lm_head.weight":
+                new = f"model.{new}"
+            tensors[new] = tensors.pop(name)
+
+    renamed = changed(base, tmp_path / "new", rename)
+    assert compare(renamed, base, "x").kind == "none"
+    assert compare(base, renamed, "x").kind == "none"
+    tuned = changed(renamed, tmp_path / "tuned", nudge("multi_modal_projector"))
+    assert compare(tuned, base, "x").kind == "projector"

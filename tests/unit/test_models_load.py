@@ -156,6 +156,7 @@ def test_weights_of_another_shape(folder):
 
 
 def test_index_that_names_a_missing_file(folder):
+    (folder / "model.safetensors").unlink()  # which would be read first
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "lacks 1 of its weight files")

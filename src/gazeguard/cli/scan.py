@@ -41,7 +41,11 @@ _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 @click.command(epilog="Exit codes: 0 clean, 1 flagged, 2 error, 3 inconclusive, 130 interrupted.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @adapter_option
-@click.option("--anchor", metavar="MODEL", help="Clean encoder that text encoders were made from.")
+@click.option(
+    "--anchor",
+    metavar="MODEL",
+    help="Clean encoder or pipeline that text encoders were made from.",
+)
 @click.option(
     "--reference",
     "references",

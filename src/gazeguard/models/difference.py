@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,10 @@ from typing import Any, Literal
 from safetensors import safe_open
 
 from gazeguard.errors import ModelError
-from gazeguard.models.files import tensor_names, weight_files
+from gazeguard.models.files import adapter_files, tensor_names, weight_files
+from gazeguard.models.layout import Layout
 
+Place = tuple[Path, str]  # a file and the tensor's name there
 Kind = Literal["none", "adapter", "projector", "full"]
 
 # Bookkeeping of config.json, which says nothing about what the model computes.
@@ -60,7 +62,7 @@ class Difference:
 
 def adapter_difference(adapter: Path, base: Path) -> Difference:
     """What an adapter adds to its base; only headers are read."""
-    names = sorted(name for file in weight_files(adapter) for name in tensor_names(file))
+    names = sorted(name for file in adapter_files(adapter) for name in tensor_names(file))
     total = sum(len(tensor_names(file)) for file in weight_files(base))
     return Difference("adapter", tuple(names), total)
 
@@ -79,10 +81,13 @@ def compare(suspect: Path, base: Path, name: str) -> Difference:
     _same_settings(suspect, base, name)
     mine, theirs = _places(suspect), _places(base)
     if mine.keys() != theirs.keys():
-        odd = sorted(mine.keys() ^ theirs.keys())
+        layout = _layout(base)
+        mine, theirs = ({layout.moved(k): at for k, at in p.items()} for p in (mine, theirs))
+    if mine.keys() != theirs.keys():
+        odd = mine.keys() ^ theirs.keys()
         raise ModelError(
-            f"{name} and its reference do not have the same tensors (first: '{odd[0]}'): give the"
-            " model that it was made from as --reference."
+            f"{name} and its reference do not have the same tensors (one of them lacks"
+            f" {in_words(odd)}): give the model that it was made from as --reference."
         )
     changed = tuple(key for key, same in _compared(mine, theirs, name) if not same)
     if not changed:
@@ -94,27 +99,39 @@ def compare(suspect: Path, base: Path, name: str) -> Difference:
     return Difference(kind, changed, len(theirs))
 
 
-def _places(folder: Path) -> dict[str, Path]:
-    return {name: file for file in weight_files(folder) for name in tensor_names(file)}
+def _places(folder: Path) -> dict[str, Place]:
+    """Where every tensor is."""
+    return {name: (file, name) for file in weight_files(folder) for name in tensor_names(file)}
+
+
+def _layout(folder: Path) -> Layout:
+    """Of the model that a config describes, without its weights."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return Layout(transformers.AutoModelForImageTextToText.from_config(config))
 
 
 def _compared(
-    mine: dict[str, Path], theirs: dict[str, Path], name: str
+    mine: dict[str, Place], theirs: dict[str, Place], name: str
 ) -> Iterator[tuple[str, bool]]:
     import torch
 
     opened: dict[Path, Any] = {}
 
-    def tensor(file: Path, key: str) -> torch.Tensor:
+    def tensor(place: Place) -> torch.Tensor:
+        file, key = place
         if file not in opened:
             opened[file] = safe_open(file, framework="pt")
         return opened[file].get_tensor(key)  # type: ignore[no-any-return]
 
     for key in sorted(mine):
-        a, b = tensor(mine[key], key), tensor(theirs[key], key)
+        a, b = tensor(mine[key]), tensor(theirs[key])
         if a.shape != b.shape:
             raise ModelError(
-                f"{name} and its reference differ in the shape of '{key}'"
+                f"{name} and its reference differ in the shape of {in_words([key])}"
                 f" ({list(a.shape)}, {list(b.shape)}): give the model that it was made from as"
                 " --reference."
             )
@@ -159,7 +176,7 @@ def _bare(value: Any) -> Any:
     return [_bare(v) for v in value] if isinstance(value, list) else value
 
 
-def tuned_parts(changed: Sequence[str]) -> dict[str, int]:
+def tuned_parts(changed: Collection[str]) -> dict[str, int]:
     """How many of the changed tensors lie in the projector, the vision part and elsewhere."""
     parts = {"projector": 0, "vision": 0, "language": 0}
     for name in changed:
@@ -170,3 +187,19 @@ def tuned_parts(changed: Sequence[str]) -> dict[str, int]:
         else:
             parts["language"] += 1
     return parts
+
+
+def in_words(names: Collection[str]) -> str:
+    """How many tensors, and of which part of a model: `4 tensors (of the projector)`."""
+    parts = tuned_parts(names)
+    told = {
+        "projector": "the projector",
+        "vision": "the vision part",
+        "language": "the language model",
+    }
+    where = [told[part] for part, count in parts.items() if count]
+    if len(where) > 1:
+        where = [f"{parts[part]} of {told[part]}" for part, count in parts.items() if count]
+        return f"{len(names)} tensors ({', '.join(where)})"
+    plural = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {plural} of {where[0]}"

@@ -12,6 +12,12 @@ from gazeguard.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLED = (
+    "{} holds only pickled weights, which can run code when opened: convert them in a sandbox with"
+    " save_pretrained(), which writes safetensors."
+)
+_MODEL, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_VARIANT = re.compile(r"model\.([^.]+)\.safetensors|model\.safetensors\.index\.([^.]+)\.json")
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -79,36 +85,85 @@ def is_hub_id(text: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files a model or adapter folder is loaded from, sorted by name.
+    """The safetensors files that transformers loads a model folder from, sorted by name.
 
     Raises:
         ModelError: none, only pickled weights, or an index that names a missing file.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} is not a weight index: copy the file again.") from error
-        files = [folder / name for name in named]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise ModelError(
-                f"{folder} lacks {len(absent)} of its weight files, first {absent[0]}: copy the"
-                " model again."
-            )
-        return files
+    kind = variant(folder)
+    for name in (_named_weights(folder), _varied(_MODEL, kind), _varied(_INDEX, kind)):
+        if name and (file := folder / name).is_file():
+            return _shards(file) if file.suffix == ".json" else [file]
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        single = [f for f in files if f.name in ("model.safetensors", "adapter_model.safetensors")]
-        return single or files
+        return files
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        raise ModelError(
-            f"{folder} holds only pickled weights, which can run code when opened: convert them in"
-            " a sandbox with save_pretrained(), which writes safetensors."
-        )
+        raise ModelError(_PICKLED.format(folder))
     raise ModelError(
         f"{folder} holds no safetensors weights: give a folder written by save_pretrained()."
+    )
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The one file that peft loads an adapter folder from.
+
+    Raises:
+        ModelError: it is not there, or only pickled.
+    """
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        return [file]
+    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+        raise ModelError(_PICKLED.format(folder))
+    raise ModelError(
+        f"{folder} holds no {file.name}: give a folder written by a peft model's save_pretrained()."
+    )
+
+
+def variant(folder: Path) -> str | None:
+    """`fp16` where a folder's weights are in model.fp16.safetensors alone; of several the first."""
+    if _named_weights(folder) or any((folder / name).is_file() for name in (_MODEL, _INDEX)):
+        return None
+    matches = (_VARIANT.fullmatch(file.name) for file in sorted(folder.glob("model.*")))
+    return next((match[1] or match[2] for match in matches if match), None)
+
+
+def _named_weights(folder: Path) -> str | None:
+    """The weights that config.json names, which transformers then takes before all others."""
+    try:
+        named = json.loads((folder / "config.json").read_text("utf-8"))["transformers_weights"]
+    except (OSError, ValueError, KeyError, TypeError):  # no model's config: loading says so
+        return None
+    return named if isinstance(named, str) else None
+
+
+def _varied(name: str, kind: str | None) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{kind}.{suffix}" if kind else name
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} is not a weight index: copy the file again.") from error
+    files = [index.parent / name for name in named]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise ModelError(
+            f"{index.parent} lacks {len(absent)} of its weight files, first {absent[0]}: copy the"
+            " model again."
+        )
+    return files
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model; trainers leave the base's config beside."""
+    if not (folder / "adapter_config.json").is_file():
+        return False
+    whole = (_MODEL, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return not (folder / "config.json").is_file() or not (
+        variant(folder) or any((folder / name).is_file() for name in whole)
     )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gazeguard.models.files import weight_files
+from gazeguard.models.files import adapter_files, weight_files
 from gazeguard.models.offload import weight
 from gazeguard.models.target import Target
 
@@ -40,7 +40,7 @@ def fingerprint(target: Target) -> dict[str, Any]:
     if target.adapter is not None:
         adapter = {
             "path": str(target.adapter),
-            "weights": _hashed(weight_files(target.adapter)),
+            "weights": _hashed(adapter_files(target.adapter)),
             "settings": _hashed(_present(target.adapter, _ADAPTER_SETTINGS)),
         }
     if target.folder is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from gazeguard.errors import ModelError
 from gazeguard.models.adapters import attach, read_adapter
-from gazeguard.models.files import first_line, resolve, tensor_names, weight_files
+from gazeguard.models.files import (
+    adapter_files,
+    first_line,
+    is_adapter,
+    resolve,
+    tensor_names,
+    weight_files,
+)
 from gazeguard.models.offload import check_device_map, fetch_whole
 from gazeguard.models.processor import load_processor
 from gazeguard.models.target import Target, as_target
+from gazeguard.models.unread import beside
 from gazeguard.models.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -50,10 +62,12 @@ def load(
     config = _config(folder, str(model), trust_remote_code)
     for file in weight_files(folder):
         tensor_names(file)  # its header can be read
+    _tell(folder, weight_files(folder))
     adapter_folder = adapter_config = None
     if adapter is not None:
         adapter_folder = resolve(adapter)
         adapter_config = read_adapter(adapter_folder, str(model), folder)
+        _tell(adapter_folder, adapter_files(adapter_folder))
     processor = load_processor(folder, config, trust_remote_code)
     loaded = load_weights(
         transformers.AutoModelForImageTextToText,
@@ -77,13 +91,19 @@ def load(
     )
 
 
+def _tell(folder: Path, read: Sequence[Path]) -> None:
+    """Say which weights another loader could pick; what is judged here comes from those read."""
+    if names := [file.name for file in beside(folder, read)]:
+        log.warning("%s: not loaded, and so not looked at: %s.", folder, ", ".join(names))
+
+
 def _config(folder: Path, name: str, trust_remote_code: bool) -> Any:
     """Read config.json and refuse models of the wrong kind before reading weights."""
+    if is_adapter(folder):
+        raise ModelError(
+            f"{name} is a LoRA adapter: give its base model first and this as the adapter."
+        )
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{name} is a LoRA adapter: give its base model first and this as the adapter."
-            )
         raise ModelError(f"{name} has no config.json: give a folder written by save_pretrained().")
     try:
         config = transformers.AutoConfig.from_pretrained(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gazeguard.errors import ModelError, UsageError
-from gazeguard.models.files import first_line
+from gazeguard.models.files import first_line, variant
 from gazeguard.models.offload import may_use_disk
 
 
@@ -26,9 +26,17 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
         options: of `from_pretrained`.
 
     Raises:
-        ModelError: the weights do not fit the config, lack tensors, or do not fit into memory.
+        ModelError: the weights do not fit the config, lack tensors, do not fit into memory, or
+            have an adapter beside them.
         UsageError: a `device_map` that transformers does not take.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter beside the model, and transformers would put it on: move"
+            " adapter_config.json and adapter_model.safetensors into a folder of their own, and"
+            " give that as the adapter where it is used."
+        )
+    options["variant"] = variant(folder)
     with ExitStack() as leaving:
         if may_use_disk(options.get("device_map")):
             # transformers reads layers on disk from the model's own files, except where it computes
@@ -64,7 +72,7 @@ def _loaded(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
-            f"the weights in {folder} lack {len(missing)} tensors that the model needs, first"
-            f" '{missing[0]}': copy the model again."
+            f"the weights in {folder} lack {len(missing)} tensors that the model needs: copy the"
+            " model again."
         )
     return model

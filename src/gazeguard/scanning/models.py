@@ -8,9 +8,12 @@ from pathlib import Path
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from gazeguard.errors import UsageError
+from gazeguard.errors import ModelError, UsageError
+from gazeguard.models.adapters import TEXT_ENCODER as FOR_TEXT_ENCODER
 from gazeguard.models.encoders import openclip
-from gazeguard.models.encoders.load import encoder_folder, read_config
+from gazeguard.models.encoders.load import encoder_folder, place_in_pipeline, read_config
+from gazeguard.models.files import adapter_files, is_adapter, tensor_names
+from gazeguard.models.layout import for_text_encoder
 
 TEXT_ENCODER = "text-encoder"
 VISION_LANGUAGE = "vision-language-model"
@@ -61,20 +64,22 @@ def _listed(path: Path) -> list[str]:
 def kind_of(model: str) -> str:
     """`TEXT_ENCODER` or `VISION_LANGUAGE`; an adapter is one of the latter.
 
+    All encoders of a pipeline are of the former, whatever model they are.
+
     Raises:
         ModelError: it is neither; says what works.
     """
     folder = encoder_folder(model)
     if openclip.is_open_clip(folder):
         return TEXT_ENCODER
+    if place_in_pipeline(folder):
+        read_config(folder, model)
+        return TEXT_ENCODER
     if is_adapter(folder):
+        if for_text_encoder(folder, (n for f in adapter_files(folder) for n in tensor_names(f))):
+            raise ModelError(FOR_TEXT_ENCODER.format(model))
         return VISION_LANGUAGE
     config = read_config(folder, model)
     if config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return VISION_LANGUAGE
     return TEXT_ENCODER  # what no encoder is, loading refuses with what is supported
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()

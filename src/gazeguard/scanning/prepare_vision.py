@@ -12,10 +12,9 @@ from gazeguard.calibrate import needed_samples
 from gazeguard.errors import MeasurementError, ModelError, UsageError, WorkerLost
 from gazeguard.methods.entropyscan import Sight
 from gazeguard.models.device import chosen_device
-from gazeguard.models.files import resolve
+from gazeguard.models.files import is_adapter, resolve
 from gazeguard.scanning.entry import Progress, steps_of
 from gazeguard.scanning.making import ReferenceMaker, cache_folder, tuning_rows
-from gazeguard.scanning.models import is_adapter
 from gazeguard.scanning.options import VisionOptions
 from gazeguard.scanning.samples import SampleSet
 from gazeguard.scanning.spread import Hands

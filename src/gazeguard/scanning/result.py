@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from gazeguard.models.unread import Unread
 from gazeguard.types import Finding, Outcome, Verdict
+
+_LISTED = 3  # parts that a sentence names; all are in the reports
 
 
 class Status(StrEnum):
@@ -57,6 +60,7 @@ class ScannedModel:
             `cosine`, and `picture`, a data URL); for EntropyScan `standing`, `by_q`, `shift` and
             `maps`.
         files: what a file holds -> its path.
+        not_scanned: parts of the model that a loader could pick and that were not judged.
         fingerprint: SHA-256 over the model's files, or empty.
         seconds: that the scan took; 0 when an earlier run's result was taken.
     """
@@ -71,6 +75,7 @@ class ScannedModel:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    not_scanned: tuple[Unread, ...] = ()
     fingerprint: str = ""
     seconds: float = 0.0
 
@@ -79,6 +84,22 @@ class ScannedModel:
             raise ValueError(f"a model that is {self.status} and its verdict do not go together")
         if self.status is Status.FAILED and not self.error:
             raise ValueError("a failed scan needs its reason")
+        if self.not_scanned and self.outcome == "clean":
+            raise ValueError("what was not scanned whole is not clean")
+
+    def without(self, parts: tuple[Unread, ...]) -> ScannedModel:
+        """The entry of a model of which parts were not judged; it is then not clean."""
+        verdict = self.verdict
+        if parts and verdict is not None and verdict.outcome is Outcome.CLEAN:
+            names = [part.part for part in parts]
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            verdict = replace(
+                verdict,
+                outcome=Outcome.INCONCLUSIVE,
+                reason=f"What was scanned shows no sign of a backdoor, but not all of it was:"
+                f" {', '.join(names[:_LISTED])}{more}. A loader could take that instead.",
+            )
+        return replace(self, verdict=verdict, not_scanned=parts)
 
     @property
     def outcome(self) -> str:
@@ -152,5 +173,6 @@ def from_json(stored: Mapping[str, Any]) -> ScannedModel:
             **{**verdict, "outcome": Outcome(verdict["outcome"]), "evidence": evidence}
         )
     checks = tuple(Check(**check) for check in fields.pop("checks"))
+    parts = tuple(Unread(**part) for part in fields.pop("not_scanned"))
     status = Status(fields.pop("status"))
-    return ScannedModel(verdict=verdict, checks=checks, status=status, **fields)
+    return ScannedModel(verdict=verdict, checks=checks, not_scanned=parts, status=status, **fields)

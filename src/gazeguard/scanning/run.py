@@ -12,12 +12,13 @@ from typing import Any
 from gazeguard.cluster import Ray
 from gazeguard.errors import ModelError, UsageError, WorkerLost
 from gazeguard.methods.amdet import Settings
+from gazeguard.models.encoders.load import encoders_of
 from gazeguard.provenance import environment
 from gazeguard.scanning.entry import Progress, ScanOne, entry_of, failed
 from gazeguard.scanning.making import cache_folder
 from gazeguard.scanning.models import TEXT_ENCODER, VISION_LANGUAGE, expand, kind_of
 from gazeguard.scanning.options import VisionOptions
-from gazeguard.scanning.prepare_text import prepare_text
+from gazeguard.scanning.prepare_text import Pair, pairs, prepare_text
 from gazeguard.scanning.prepare_vision import prepare_vision
 from gazeguard.scanning.result import ScannedModel, ScanReport, Status
 from gazeguard.scanning.spread import Hands, hands
@@ -52,8 +53,9 @@ def scan(
     model that cannot be used is an entry of its own and does not stop the others.
 
     Args:
-        models: hub ids, folders, globs, files with one model a line.
-        anchor: the clean encoder that text encoders were made from.
+        models: hub ids, folders, globs, files with one model a line. Every encoder of a diffusers
+            pipeline is a model of its own.
+        anchor: the clean encoder that text encoders were made from, or a clean pipeline.
         prompts: for text encoders: a file, or a list; the built-in ones when None.
         references: known-clean models, each for the suspects of its kind. Text encoders: benign
             fine-tunes of the anchor; the threshold is then calibrated on them. Vision-language
@@ -88,6 +90,9 @@ def scan(
     report = ScanReport(tuple(ScannedModel(name) for name in named), False, {})
     if watch is not None:
         watch(report)
+    named = list(dict.fromkeys(encoder for name in named for encoder in _encoders(name)))
+    known = [encoder for name in known for encoder in encoders_of(name)]
+    report = ScanReport(tuple(ScannedModel(name) for name in named), False, {})
     kinds = [_kind(name) for name in named]
     for place, (name, kind) in enumerate(zip(named, kinds, strict=True)):
         if isinstance(kind, ModelError):
@@ -107,49 +112,54 @@ def scan(
             seen, more = prepare_vision(
                 asked, of_kind[VISION_LANGUAGE], alpha, vision, store, dtype, device, steps, workers
             )
-            scanners[VISION_LANGUAGE], record["vision"] = seen.scan, more
+            scanners |= dict.fromkeys(asked, seen.scan)
+            record["vision"] = more
         if TEXT_ENCODER in kinds:
-            read, more = prepare_text(
-                anchor,
-                prompts,
-                of_kind[TEXT_ENCODER],
-                alpha,
-                settings or Settings(),
-                store,
-                textual_inversion,
-                target_images,
-                dtype,
-                device,
-                steps,
-                workers,
-            )
-            scanners[TEXT_ENCODER] = read.scan
-            record |= more
+            asked = [n for n, kind in zip(named, kinds, strict=True) if kind == TEXT_ENCODER]
+            paired = pairs(asked, None if anchor is None else str(anchor))
+            for name, left_out in paired.items():
+                if isinstance(left_out, ScannedModel):
+                    report = report.updated(named.index(name), left_out)
+            for pair in dict.fromkeys(p for p in paired.values() if isinstance(p, Pair)):
+                read, more = prepare_text(
+                    pair.anchor,
+                    prompts,
+                    pair.among(of_kind[TEXT_ENCODER]),
+                    alpha,
+                    settings or Settings(),
+                    store,
+                    textual_inversion,
+                    target_images,
+                    dtype,
+                    device,
+                    steps,
+                    workers,
+                )
+                scanners |= {n: read.scan for n, other in paired.items() if other == pair}
+                record |= {pair.place: more} if "anchor" in record else more
         report = replace(report, provenance=record)
-        todo = {n: str(kind) for n, kind in zip(named, kinds, strict=True) if isinstance(kind, str)}
-        return _scanned(report, todo, scanners, workers, watch, progress)
+        return _scanned(report, scanners, workers, watch, progress)
 
 
 def _scanned(
     report: ScanReport,
-    todo: dict[str, str],
     scanners: dict[str, ScanOne],
     workers: Hands,
     watch: Watch | None,
     progress: Progress | None,
 ) -> ScanReport:
-    """The report, with the models `name -> kind` scanned."""
+    """The report, with the models that have a scanner scanned."""
     named = [model.model for model in report.models]
-    done = len(named) - len(todo)
+    done = len(named) - len(scanners)
     for model in report.models:
-        if model.status is Status.FAILED:
+        if model.status is not Status.PENDING:
             log.info("%s: %s", model.model, model.outcome)
     if done:
         _announced(report, watch)
     scan_one = partial(_scan_one, scanners, progress if workers.here else None)
-    items = list(todo.items())
+    items = [name for name in named if name in scanners]
     for place, entry in workers.each(scan_one, items):
-        name, done = items[place][0], done + 1
+        name, done = items[place], done + 1
         if isinstance(entry, WorkerLost):
             entry = failed(name, f"{name} could not be scanned: {entry}")
         log.info("%d of %d: %s: %s", done, len(named), name, entry.outcome)
@@ -159,11 +169,8 @@ def _scanned(
     return report
 
 
-def _scan_one(
-    scanners: dict[str, ScanOne], progress: Progress | None, todo: tuple[str, str]
-) -> ScannedModel:
-    name, kind = todo
-    return entry_of(scanners[kind], name, progress)
+def _scan_one(scanners: dict[str, ScanOne], progress: Progress | None, name: str) -> ScannedModel:
+    return entry_of(scanners[name], name, progress)
 
 
 def _shared(store: Store, vision: VisionOptions) -> list[Path]:
@@ -192,6 +199,14 @@ def _announced(report: ScanReport, watch: Watch | None) -> ScanReport:
     if watch is not None:
         watch(report)
     return report
+
+
+def _encoders(name: str) -> list[str]:
+    """The encoders of a pipeline; a name that cannot be used is told of by its own entry."""
+    try:
+        return encoders_of(name)
+    except ModelError:
+        return [name]
 
 
 def _kind(name: str) -> str | ModelError:

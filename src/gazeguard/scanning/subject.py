@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gazeguard.errors import ModelError
+from gazeguard.models.adapters import base_note, recorded_name
 from gazeguard.models.difference import Difference, adapter_difference, compare
-from gazeguard.models.files import resolve, weight_files
+from gazeguard.models.files import adapter_files, is_adapter, resolve, weight_files
 from gazeguard.models.fingerprint import sha256
 from gazeguard.models.load import load
 from gazeguard.models.target import Target
-from gazeguard.scanning.models import is_adapter
+from gazeguard.models.unread import Unread, unread
 from gazeguard.scanning.store import folder_hashes
 
 
@@ -45,9 +44,27 @@ class Subject:
         """File name -> SHA-256 of all that the subject is made of; a base under its weights."""
         if self.adapter is None:
             return folder_hashes(self.folder)
-        files = [*weight_files(self.adapter), self.adapter / "adapter_config.json"]
+        files = [*adapter_files(self.adapter), self.adapter / "adapter_config.json"]
         base = {f"base/{name}": value for name, value in folder_hashes(self.folder).items()}
         return base | {file.name: sha256(file) for file in files}
+
+    @property
+    def unread(self) -> tuple[Unread, ...]:
+        """Weights in its own folder that were not looked at."""
+        if self.adapter is None:
+            return unread(self.folder, weight_files(self.folder))
+        return unread(self.adapter, adapter_files(self.adapter))
+
+    @property
+    def note(self) -> str | None:
+        """What is to be known about the base that an adapter names.
+
+        Raises:
+            ModelError: it is another one.
+        """
+        if self.adapter is None:
+            return None
+        return base_note(self.adapter, str(self.folder), self.folder)
 
     def difference(self, base: Path) -> Difference:
         """What it differs in from the base.
@@ -70,13 +87,10 @@ class Subject:
 
 
 def recorded_base(adapter: Path) -> str | None:
-    """The base that an adapter names, where that is a folder or could be a hub id."""
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-        name = config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{adapter}/adapter_config.json cannot be read: copy the adapter again."
-        ) from error
-    usable = isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1)
-    return name if usable else None
+    """The base that an adapter names, where that is a folder or could be a hub id.
+
+    Raises:
+        ModelError: its settings cannot be read.
+    """
+    name = recorded_name(adapter)
+    return name if name and (Path(name).is_dir() or name.count("/") == 1) else None

@@ -17,7 +17,7 @@ from gazeguard.methods.amdet import EncoderScan, References, Settings, scan_enco
 from gazeguard.methods.amdet.evidence import save_recovered, save_textual_inversion
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.images import image_processor
-from gazeguard.models.encoders.load import encoder_folder, load_encoder
+from gazeguard.models.encoders.load import encoder_folder, load_encoder, unread_weights
 from gazeguard.scanning.models import TEXT_ENCODER
 from gazeguard.scanning.result import Check, ScannedModel, Status
 from gazeguard.scanning.store import Store, digest, folder_hashes
@@ -65,7 +65,7 @@ class TextScan:
         if found is None:
             found = self._scan(model, digest(hashes), key, progress)
             self.store.put(key, found)
-        return found
+        return found.without(unread_weights(folder))
 
     def _conditions(self) -> dict[str, Any]:
         references = self.references and [*self.references.leverages, self.references.alpha]
@@ -96,6 +96,7 @@ class TextScan:
             if part is not None:
                 part.to(self.device)
         try:
+            suspect.check_finite()  # also what an anchor without a projection leaves out
             with _told_of_memory(model):
                 found = scan_encoder(
                     suspect,

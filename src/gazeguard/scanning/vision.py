@@ -67,35 +67,42 @@ class VisionScan:
         Raises:
             ModelError: it cannot be used, or was not made from the base.
         """
-        began = time.monotonic()
         suspect = Subject.of(model, self.base.folder)
         difference = suspect.difference(self.base.folder)
-        if difference.kind == "none":
-            return self._entry(suspect, _untouched(), {}, {}, began)
+        began = time.monotonic()
         try:
-            own = self.look_at(suspect, progress, keep=False)
-            _check_moved(suspect, self.base, own.moved)
-            known = self._references(suspect, difference, own.moved)
-            references = [r for r in known if not _same(r, suspect)]
-            key = self.store.key(
-                suspect=suspect.hashes,
-                base=self.base.hashes,
-                references=[r.hashes for r in references],
-                alpha=self.alpha,
-                settings=self.settings.as_dict(),
-                **self._conditions(),
-            )
-            found = self.store.get(key, model)
-            if found is None:
-                found = self._judge(suspect, own, difference, references, progress, began)
-                self.store.put(key, found)
-            return found
-        except MeasurementError as error:
-            sentence = str(error)
-            verdict = Verdict(
-                Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:]
-            )
-            return self._entry(suspect, verdict, {}, {}, began)
+            if difference.kind == "none":
+                found = self._entry(suspect, _untouched(), {}, {}, began)
+            else:
+                found = self._scanned(suspect, difference, progress, began)
+        except MeasurementError as error:  # its own, or of references made for it
+            found = self._entry(suspect, _unmeasured(error), {}, {}, began)
+        if suspect.note and found.verdict is not None:
+            told = replace(found.verdict, evidence=(*found.verdict.evidence, Finding(suspect.note)))
+            found = replace(found, verdict=told)
+        return found.without(suspect.unread)
+
+    def _scanned(
+        self, suspect: Subject, difference: Difference, progress: Steps | None, began: float
+    ) -> ScannedModel:
+        """The entry of a tuned model, or an earlier run's."""
+        own = self.look_at(suspect, progress, keep=False)
+        _check_moved(suspect, self.base, own.moved)
+        known = self._references(suspect, difference, own.moved)
+        references = [r for r in known if not _same(r, suspect)]
+        key = self.store.key(
+            suspect=suspect.hashes,
+            base=self.base.hashes,
+            references=[r.hashes for r in references],
+            alpha=self.alpha,
+            settings=self.settings.as_dict(),
+            **self._conditions(),
+        )
+        found = self.store.get(key, suspect.name)
+        if found is None:
+            found = self._judge(suspect, own, difference, references, progress, began)
+            self.store.put(key, found)
+        return found
 
     def look_ahead(self, models: Sequence[str]) -> dict[str, Sight]:
         """Make and look at all references that `scan` will need for these models.
@@ -334,6 +341,11 @@ def _check_moved(suspect: Subject, base: Subject, distance: float) -> None:
 def _map(maps: np.ndarray[Any, np.dtype[np.float32]]) -> list[list[float]]:
     """Mean over layers, as JSON; empty where no sample had a plain grid."""
     return np.round(maps.mean(0).astype(float), 6).tolist() if maps.size else []
+
+
+def _unmeasured(error: MeasurementError) -> Verdict:
+    sentence = str(error)
+    return Verdict(Outcome.INCONCLUSIVE, None, None, "", sentence[:1].upper() + sentence[1:])
 
 
 def _untouched() -> Verdict:

@@ -196,16 +196,13 @@ class TextEncoder:
         Raises:
             MeasurementError: some weight is NaN or infinite.
         """
-        parts = [("", self.model)]
-        if self.projection is not None:
-            parts.append(("text_projection.", self.projection))
-        for prefix, part in parts:
-            for name, weight in part.named_parameters():
-                if not torch.isfinite(weight).all():
-                    raise MeasurementError(
-                        f"the weights of {self.name} are not finite, first in '{prefix}{name}':"
-                        " copy or download the model again."
-                    )
+        parts = (self.model, self.projection)
+        weights = [w for part in parts if part is not None for w in part.parameters()]
+        if broken := sum(not torch.isfinite(weight).all() for weight in weights):
+            raise MeasurementError(
+                f"the weights of {self.name} are not finite in {broken} of {len(weights)} tensors:"
+                " copy or download the model again."
+            )
 
     @contextmanager
     def _spliced(self, vectors: Tensor) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,19 @@ from gazeguard.errors import ModelError
 from gazeguard.models.encoders import openclip
 from gazeguard.models.encoders.encoder import TextEncoder
 from gazeguard.models.encoders.kinds import KINDS, SUPPORTED, Kind, class_of
-from gazeguard.models.files import first_line, pinned, resolve, tensor_names, weight_files
+from gazeguard.models.files import (
+    first_line,
+    is_hub_id,
+    pinned,
+    resolve,
+    tensor_names,
+    weight_files,
+)
+from gazeguard.models.unread import Unread, unread
 from gazeguard.models.weights import load_weights
 
+_INDEX = "model_index.json"
+_ENCODER = re.compile(r"(\w+_)?(text|image|vision)_encoder(_\d+)?")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -39,8 +51,8 @@ def load_encoder(
 
     Args:
         model: hub id (or `ID@REVISION`) or folder: a whole image-text model, its text model
-            alone, a diffusers pipeline (its `text_encoder` is taken), that folder itself, or an
-            open_clip model.
+            alone, a diffusers pipeline (its `text_encoder` is taken), one of its encoders as in
+            `PIPELINE/text_encoder_2`, or an open_clip model.
         revision: branch, tag or commit of a hub id.
         dtype: a floating-point type or its name.
         device: where to.
@@ -77,27 +89,96 @@ def encoder_folder(model: str | Path, revision: str | None = None) -> Path:
             f"{model} is a pickle, which can run code when opened: convert it in a sandbox with"
             " save_pretrained(), which writes safetensors."
         )
-    folder = resolve(model, revision)
-    if not (folder / "model_index.json").is_file():
+    pipeline, _, part = str(model).rpartition("/")
+    if Path(model).expanduser().is_dir() or not _is_hub_pipeline(pipeline, part):
+        pipeline, part = str(model), "text_encoder"
+    folder = resolve(pipeline, revision)
+    if not (folder / _INDEX).is_file():
         return folder
-    inner = folder / "text_encoder"
+    inner = folder / part
     if not (inner / "config.json").is_file():
-        raise ModelError(f"the pipeline {model} has no text_encoder folder: give the encoder.")
-    if not any(inner.glob("*.safetensors")) and not Path(model).expanduser().is_dir():
-        _fetch_encoder(*pinned(str(model), revision))
+        raise ModelError(f"the pipeline {pipeline} has no {part} folder: give the encoder.")
+    if not any(inner.glob("*.safetensors")) and not Path(pipeline).expanduser().is_dir():
+        _fetch_encoder(*pinned(pipeline, revision), part)
     return inner
 
 
-def _fetch_encoder(name: str, revision: str | None) -> None:
+def encoders_of(model: str) -> list[str]:
+    """The encoders of a diffusers pipeline, as in `PIPELINE/text_encoder_2`; else the model itself.
+
+    Raises:
+        ModelError: there is no such model, or a pipeline without an encoder.
+    """
+    if Path(model).is_file():
+        return [model]
+    folder = resolve(model)
+    if not (folder / _INDEX).is_file():
+        return [model]
+    try:
+        named = json.loads((folder / _INDEX).read_text("utf-8"))
+        listed = {name for name, value in named.items() if isinstance(value, list) and any(value)}
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{folder / _INDEX} is not a pipeline's index: copy it again.") from error
+    listed |= {config.parent.name for config in folder.glob("*/config.json")}
+    found = sorted(name for name in listed if _ENCODER.fullmatch(name))
+    if not any("text" in name for name in found):
+        raise ModelError(f"the pipeline {model} has no text_encoder folder: give the encoder.")
+    return [f"{model.rstrip('/')}/{name}" for name in found]
+
+
+def place_in_pipeline(folder: Path) -> str:
+    """`text_encoder_2` for a pipeline's folder of this name; empty for an encoder alone."""
+    return folder.name if (folder.parent / _INDEX).is_file() else ""
+
+
+def unreadable(folder: Path, name: str) -> str:
+    """Why a pipeline's encoder is of no kind that can be read; empty where it is of one.
+
+    Raises:
+        ModelError: its config cannot be read.
+    """
+    config = read_config(folder, name)
+    kind = str(config.get("model_type", "")) or "nameless"
+    if "text" not in folder.name:
+        return f"{folder.name} is an image encoder, and only text encoders are scanned"
+    if class_of(kind, list(config.get("architectures") or [])) is None:
+        return f"{folder.name} is a '{kind}' model, and only encoders of {SUPPORTED} are scanned"
+    return ""
+
+
+def unread_weights(folder: Path) -> tuple[Unread, ...]:
+    """Weights beside an encoder's that were not read; in a pipeline also those of its own folder.
+
+    Raises:
+        ModelError: it has no weights.
+    """
+    read: Sequence[Path]
+    if openclip.is_open_clip(folder):
+        read = [openclip.weights(folder, folder.name)]
+    else:
+        read = weight_files(folder)
+    found = unread(folder, read)
+    if place_in_pipeline(folder):
+        found += tuple(Unread(f"../{u.part}", u.why) for u in unread(folder.parent, read))
+    return found
+
+
+def _is_hub_pipeline(name: str, part: str) -> bool:
+    """Whether `NAME/PART` is an encoder of a hub pipeline."""
+    hub_id = name.partition("@")[0]
+    return bool(_ENCODER.fullmatch(part)) and "/" in hub_id and is_hub_id(hub_id)
+
+
+def _fetch_encoder(name: str, revision: str | None, part: str) -> None:
     """Fetch a hub pipeline's encoder, which `resolve` leaves out as it does all subfolders."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        snapshot_download(name, revision=revision, allow_patterns=["text_encoder/*.safetensors"])
+        snapshot_download(name, revision=revision, allow_patterns=[f"{part}/*.safetensors"])
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
-            f"the text encoder of '{name}' cannot be fetched ({type(error).__name__}): check the"
+            f"the {part} of '{name}' cannot be fetched ({type(error).__name__}): check the"
             " connection, or give a folder."
         ) from error
 

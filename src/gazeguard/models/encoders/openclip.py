@@ -44,6 +44,21 @@ def is_open_clip(folder: Path) -> bool:
     return (folder / _CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
+def weights(folder: Path, name: str) -> Path:
+    """The file that is read.
+
+    Raises:
+        ModelError: there is none in safetensors.
+    """
+    file = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
+    if file is None:
+        raise ModelError(
+            f"{name} has no {_WEIGHTS[0]}, and pickled weights are not opened: save the model with"
+            " safetensors."
+        )
+    return file
+
+
 def load(folder: Path, name: str) -> tuple[Any, Any]:
     """The text tower and its projection as transformers modules, float32.
 
@@ -51,12 +66,7 @@ def load(folder: Path, name: str) -> tuple[Any, Any]:
         ModelError: a tower of another design, pickled weights, or tensors that do not fit.
     """
     settings = _settings(folder, name)
-    file = next((folder / w for w in _WEIGHTS if (folder / w).is_file()), None)
-    if file is None:
-        raise ModelError(
-            f"{name} has no {_WEIGHTS[0]}, and pickled weights are not opened: save the model with"
-            " safetensors."
-        )
+    file = weights(folder, name)
     tensor_names(file)  # its header can be read
     stored = load_file(file)
     prefix = "text." if "text.token_embedding.weight" in stored else ""

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gazeguard.report import words
-from gazeguard.report.scan.text import headline, suspicion
+from gazeguard.report.scan.text import headline, left_out, suspicion
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _model(model: ScannedModel, detailed: bool, named: bool) -> list[RenderableT
     if named:
         lines.append(Text(model.model, style="bold"))
     lines.append(Text(model.reason))
+    lines += [Text(line) for line in left_out(model)]
     if not detailed:
         return lines
     if model.checks:

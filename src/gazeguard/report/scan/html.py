@@ -13,7 +13,7 @@ from gazeguard.jsonable import jsonable
 from gazeguard.report import words
 from gazeguard.report.scan.pictures import pictures
 from gazeguard.report.scan.sights import sights
-from gazeguard.report.scan.text import IN_WORDS, by_severity, headline, suspicion
+from gazeguard.report.scan.text import IN_WORDS, by_severity, headline, left_out, suspicion
 from gazeguard.report.template import asset, environment, policy
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
@@ -100,6 +100,7 @@ def _details(model: ScannedModel) -> dict[str, Any]:
         "sights": sights(model.figures),
         "positive": next((c.value for c in model.checks if c.name == "curvature"), None),
         "files": dict(model.files),
+        "left_out": left_out(model),
         "numbers": words.flatten(plain),
         "fingerprint": model.fingerprint,
     }

@@ -16,7 +16,7 @@ from gazeguard.jsonable import jsonable
 from gazeguard.report.scan.text import headline
 from gazeguard.scanning.result import ScanReport, to_json
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 def as_json(report: ScanReport) -> dict[str, Any]:

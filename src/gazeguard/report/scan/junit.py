@@ -10,6 +10,7 @@ import re
 from xml.etree import ElementTree
 
 from gazeguard.report import words
+from gazeguard.report.scan.text import left_out
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -62,7 +63,7 @@ def _case(suite: ElementTree.Element, model: ScannedModel) -> None:
         found.set("type", model.outcome)
         found.set("message", _clean(model.reason))
     evidence = () if model.verdict is None else model.verdict.evidence
-    lines = [model.reason, *(finding.message for finding in evidence)]
+    lines = [model.reason, *left_out(model), *(finding.message for finding in evidence)]
     found.text = _clean("\n".join(lines))
 
 

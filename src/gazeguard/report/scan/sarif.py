@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from gazeguard._version import __version__
 from gazeguard.jsonable import jsonable
+from gazeguard.report.scan.text import left_out
 from gazeguard.scanning.result import ScannedModel, ScanReport
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -54,7 +55,10 @@ def as_sarif(report: ScanReport) -> dict[str, Any]:
     scanned = report.finished and not report.count("error")
     invocation: dict[str, Any] = {
         "executionSuccessful": scanned,
-        "toolExecutionNotifications": [_notification(model) for model in undecided],
+        "toolExecutionNotifications": [
+            *(_notification(model, model.reason) for model in undecided),
+            *(_notification(m, line) for m in report.models for line in left_out(m)),
+        ],
         "properties": {"finished": report.finished, "outcome": report.outcome},
     }
     if not scanned:
@@ -126,6 +130,7 @@ def _result(model: ScannedModel) -> dict[str, Any]:
             "outcome": model.outcome,
             "method": model.method,
             "checks": model.checks,
+            "notScanned": model.not_scanned,
             "evidence": []
             if model.verdict is None
             else [f.message for f in model.verdict.evidence],
@@ -139,9 +144,9 @@ def _result(model: ScannedModel) -> dict[str, Any]:
     return result
 
 
-def _notification(model: ScannedModel) -> dict[str, Any]:
+def _notification(model: ScannedModel, text: str) -> dict[str, Any]:
     return {
-        "level": "warning" if model.outcome == "inconclusive" else "error",
-        "message": {"text": f"{model.model}: {model.reason}"},
+        "level": "error" if model.outcome in ("error", "not-scanned") else "warning",
+        "message": {"text": f"{model.model}: {text}"},
         "locations": [_location(model)],
     }

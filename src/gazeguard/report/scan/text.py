@@ -36,6 +36,11 @@ def headline(report: ScanReport) -> str:
     return f"{start}{words.plural(len(report.models), 'model')}: {', '.join(parts)}"
 
 
+def left_out(model: ScannedModel) -> list[str]:
+    """A line for each part of a model that was not scanned and that its reason does not tell of."""
+    return [f"Not scanned: {p}." for p in model.not_scanned if p.why not in model.reason]
+
+
 def by_severity(report: ScanReport) -> list[ScannedModel]:
     """The models, worst first; equals in the order given."""
     return sorted(report.models, key=lambda model: OUTCOMES.index(model.outcome))
