@@ -13,19 +13,22 @@ from sklearn.utils.validation import check_is_fitted
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye.decision import Decision
 from gazeguard.methods.bye.paper import PaperRule
-from gazeguard.methods.bye.robust import RobustRule
+from gazeguard.methods.bye.phrases import holds
+from gazeguard.methods.bye.robust import ALONG, RobustRule
 from gazeguard.types import (
     CleaningResult,
     Component,
     Finding,
     LayerStat,
+    NearMiss,
     Outcome,
     Profile,
     Verdict,
 )
 
 MIN_ROWS = 50
-RULES = ("robust", "paper")
+Rule = Literal["robust", "paper"]
+RULES: tuple[Rule, ...] = ("robust", "paper")
 Array = NDArray[np.float64]
 
 
@@ -37,6 +40,7 @@ class FittedRule(Protocol):
     layer_stats: tuple[LayerStat, ...]
     score_name: str
     info: dict[str, Any]
+    phrases: tuple[str, ...]  # that the removed rows teach; empty where words play no part
 
     def judge(self, profile: Profile) -> tuple[Array, Array]:
         """Score (low = suspicious) and suspicion in [0, 1] of rows under the same model."""
@@ -70,7 +74,7 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        rule: Literal["robust", "paper"] = "robust",
+        rule: Rule = "robust",
         *,
         mixture: Literal["gmm", "kmeans"] = "gmm",
         select_layers: bool = True,
@@ -205,7 +209,21 @@ def _result(
         components=components,
         layer_stats=tuple(stats.get(n, LayerStat(n, 0.0, selected=False)) for n in layers),
         info={**rule.info, "blind_layers": [n for n in layers if n not in stats]},
+        near_misses=_near_misses(rule.phrases, profile, score, suspicion) if found else (),
     )
+
+
+def _near_misses(
+    phrases: tuple[str, ...], profile: Profile, score: Array, suspicion: Array
+) -> tuple[NearMiss, ...]:
+    """Rows with a phrase that their own attention does not give away, the nearest first."""
+    weak = np.flatnonzero(suspicion <= ALONG)
+    found = []
+    for place in weak[np.argsort(score[weak], kind="stable")].tolist():
+        said = next((p for p in phrases if holds(profile.answer[place], p)), None)
+        if said is not None:
+            found.append(NearMiss(place, said))
+    return tuple(found)
 
 
 def abstain(

@@ -22,6 +22,7 @@ class PaperRule:
     """
 
     score_name = "mean entropy of the selected layers (nats)"
+    phrases: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -50,6 +50,8 @@ FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
 FEWEST_SHARE = 0.004
 SCANNED = 24  # phrases that get a cross-validated look, best first
 MAX_GROUPS = 5  # targets one attacker may plant
+OWNED = 0.9  # of a phrase's rows in the group: who plants a target seldom shares it
+ALONG = 0.5  # suspicion of rows that only their words give away
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class RobustRule:
             if shown
             else "distance from the other rows (standard deviations)"
         )
+        self.phrases = tuple(g.phrase for g in self.groups)
         self.evidence = tuple(
             Finding(
                 f"{int(g.members.sum()):,} rows teach “{g.phrase}”: {_figures(g)}.", _as_json(g)
@@ -205,6 +208,8 @@ class _Head:
         self._middle, self._spread = middle_and_spread(space.x[like] @ self._way)
         self._share, self._mean, self._std = _mixture(self.position(space.x[named]))
         self._weight = float(group.members.mean())
+        # The phrase is the attacker's: its other rows are the likeliest to hide a trigger too.
+        self._all = not group.is_part and group.members.sum() >= OWNED * named.sum()
 
     def position(self, x: Floats) -> Array:
         """Standard deviations away from the other rows, `(N,)`; high = suspicious."""
@@ -212,8 +217,14 @@ class _Head:
         return found
 
     def posterior(self, x: Floats) -> Array:
-        """Posterior of "shifted" among the rows that hold the phrase."""
-        return _posterior(self.position(x), self._share, self._mean, self._std)
+        """Posterior of "shifted" among the rows that hold the phrase.
+
+        Where the phrase is nearly the group's own, a row goes along unless it lies on the other
+        side of the others' middle: a trigger that the model missed leaves little to see.
+        """
+        along = self.position(x)
+        found = _posterior(along, self._share, self._mean, self._std)
+        return np.where(self._all & (along > 0), found.clip(ALONG), found)
 
     def split(self, score: Array) -> Split:
         """The two groups over all rows, for the report."""
