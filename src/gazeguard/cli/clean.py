@@ -128,7 +128,7 @@ def clean(
     """Find the poisoned rows of DATA with MODEL, the model that was fine-tuned on it.
 
     MODEL is a hub id or a folder; with --adapter it is the base model. DATA is a file or folder in
-    one of the usual fine-tuning formats. Kept, removed and skipped rows are written in the same one.
+    one of the usual fine-tuning formats, in which kept, removed and skipped rows are written too.
     A run that was killed goes on where it was when the same command is run again.
     """
     if as_json + quiet + verbose > 1:

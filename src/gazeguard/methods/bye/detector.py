@@ -27,6 +27,7 @@ from gazeguard.types import (
 )
 
 MIN_ROWS = 50
+NEEDED_SHARE = 0.1  # of poison, as attacks are published: a set that cannot show it is not clean
 Rule = Literal["robust", "paper"]
 RULES: tuple[Rule, ...] = ("robust", "paper")
 Array = NDArray[np.float64]
@@ -41,6 +42,7 @@ class FittedRule(Protocol):
     score_name: str
     info: dict[str, Any]
     phrases: tuple[str, ...]  # that the removed rows teach; empty where words play no part
+    smallest_share: float  # of poison that these rows could have shown
 
     def judge(self, profile: Profile) -> tuple[Array, Array]:
         """Score (low = suspicious) and suspicion in [0, 1] of rows under the same model."""
@@ -54,7 +56,8 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     rule plus the guards that let it say "nothing found"; `rule="robust"` is ours: free of a sign,
     over all layers at once, and conditioned on the kind of prompt.
 
-    Abstains (`inconclusive`) below `MIN_ROWS` rows.
+    Abstains (`inconclusive`) below `MIN_ROWS` rows, and where nothing was found in rows too few
+    to show a share of `NEEDED_SHARE`.
 
     Args:
         rule: `robust` or `paper`.
@@ -194,10 +197,18 @@ def _result(
             reason,
             rule.evidence,
         )
-    else:
-        verdict = Verdict(
-            Outcome.CLEAN, 0.0, 0.5, "posterior of the group", f"No sign of poisoning: {why}."
+    elif rule.smallest_share > NEEDED_SHARE:
+        reason = (
+            f"{len(profile):,} rows are too few: poison would show from about"
+            f" {rule.smallest_share:.0%} of them on, and {NEEDED_SHARE:.0%} must"
         )
+        verdict = Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", f"{reason}.")
+    else:
+        reason = (
+            f"No sign of poisoning: {why}. A set of this size could have shown poison from about"
+            f" {100 * rule.smallest_share:.1f} % on."
+        )
+        verdict = Verdict(Outcome.CLEAN, 0.0, 0.5, "posterior of the group", reason)
     return CleaningResult(
         method="bye",
         rule=name,
