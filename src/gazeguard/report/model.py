@@ -124,7 +124,7 @@ def causes(skipped: Sequence[SkippedRow]) -> dict[str, int]:
 
 def not_looked_at(skipped: Sequence[SkippedRow], pictures: int) -> str:
     """How many of the rows with pictures were not looked at, and why."""
-    why = ", ".join(f"{words.count(n)} {cause}" for cause, n in causes(skipped).items())
+    why = ", ".join(f"{cause}: {n:,}" for cause, n in causes(skipped).items())
     were = "was" if len(skipped) == 1 else "were"
     return f"{len(skipped):,} of {pictures:,} rows with pictures {were} not looked at ({why})"
 
