@@ -155,6 +155,30 @@ def test_quiet_prints_nothing(
     assert printed.err == ""
 
 
+def test_files_of_the_users_stay_as_they_are(
+    llava: Path,
+    make_data: MakeData,
+    tmp_path: Path,
+    decide: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    decide()
+    data, out = make_data(6), tmp_path / "out"
+    out.mkdir()
+    (out / "kept.json").write_text("mine")
+    (out / "report.json").write_text('{"files": {"kept": "kept.json"}}')
+    assert run(command(llava, data, out)) == 2
+    assert "kept.json, report.json that no earlier run" in capsys.readouterr().err
+    assert (out / "kept.json").read_text() == "mine"
+    (out / "kept.json").rename(out / "kept.parquet")  # no name that this run uses
+    (out / "report.json").unlink()
+    assert run(command(llava, data, out, "-q")) == 0
+    assert run(command(llava, data, out, "-q")) == 0, "its own files are replaced"
+    (out / "report.json").unlink()  # as if the run had been killed before its end
+    assert run(command(llava, data, out, "-q")) == 0
+    assert (out / "kept.parquet").read_text() == "mine"
+
+
 def test_limit_looks_at_the_first_rows_only(
     llava: Path, make_data: MakeData, tmp_path: Path, decide: Callable[..., None]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from gazeguard.errors import UsageError
-from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.decision import FEWEST, Decision, smallest_share
 from gazeguard.methods.bye.paper import PaperRule
 from gazeguard.methods.bye.phrases import holds
 from gazeguard.methods.bye.robust import ALONG, RobustRule
@@ -42,7 +43,7 @@ class FittedRule(Protocol):
     score_name: str
     info: dict[str, Any]
     phrases: tuple[str, ...]  # that the removed rows teach; empty where words play no part
-    smallest_share: float  # of poison that these rows could have shown
+    features: int  # in which directions are fitted
 
     def judge(self, profile: Profile) -> tuple[Array, Array]:
         """Score (low = suspicious) and suspicion in [0, 1] of rows under the same model."""
@@ -197,16 +198,17 @@ def _result(
             reason,
             rule.evidence,
         )
-    elif rule.smallest_share > NEEDED_SHARE:
+    elif (smallest := smallest_share(len(profile), rule.features)) > NEEDED_SHARE:
         reason = (
-            f"{len(profile):,} rows are too few: poison would show from about"
-            f" {rule.smallest_share:.0%} of them on, and {NEEDED_SHARE:.0%} must"
+            f"{len(profile):,} rows are too few to call them clean: about"
+            f" {rule.features + ceil(FEWEST / NEEDED_SHARE):,} are needed to see poison in"
+            f" {100 * NEEDED_SHARE:g} % of them."
         )
-        verdict = Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", f"{reason}.")
+        verdict = Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", reason)
     else:
         reason = (
             f"No sign of poisoning: {why}. A set of this size could have shown poison from about"
-            f" {100 * rule.smallest_share:.1f} % on."
+            f" {100 * smallest:.1f} % on."
         )
         verdict = Verdict(Outcome.CLEAN, 0.0, 0.5, "posterior of the group", reason)
     return CleaningResult(

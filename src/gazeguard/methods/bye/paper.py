@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.methods.bye.decision import Decision, low_group, smallest_share
+from gazeguard.methods.bye.decision import Decision, low_group
 from gazeguard.signals.bimodality import Fit, Split, split_in_two
 from gazeguard.types import Finding, LayerStat, Profile
 
@@ -23,6 +23,7 @@ class PaperRule:
 
     score_name = "mean entropy of the selected layers (nats)"
     phrases: tuple[str, ...] = ()
+    features = 0
 
     def __init__(
         self,
@@ -44,7 +45,6 @@ class PaperRule:
             LayerStat(layer, float(b), selected=c)
             for layer, b, c in zip(profile.layers, found, chosen, strict=True)
         )
-        self.smallest_share = smallest_share(len(profile))
         self._chosen = np.flatnonzero(chosen)
         self._threshold = fixed_threshold
         if len(self._chosen) == 0:

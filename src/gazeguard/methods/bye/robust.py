@@ -36,7 +36,7 @@ from scipy.stats import norm, t
 
 from gazeguard.methods.bye.chance import SMALL, random_groups
 from gazeguard.methods.bye.conditioning import SAMPLE, Conditioned, PromptKinds, only_finite
-from gazeguard.methods.bye.decision import FEWEST, FEWEST_SHARE, Decision, smallest_share
+from gazeguard.methods.bye.decision import FEWEST, FEWEST_SHARE, Decision
 from gazeguard.methods.bye.discriminant import FOLDS, Space, middle_and_spread
 from gazeguard.methods.bye.phrases import holds, shared_phrases
 from gazeguard.signals.bimodality import Split, split_in_two
@@ -146,7 +146,7 @@ class RobustRule:
             else "distance from the other rows (standard deviations)"
         )
         self.phrases = tuple(g.phrase for g in self.groups)
-        self.smallest_share = smallest_share(n, x.shape[1])
+        self.features = x.shape[1]
         self.evidence = tuple(
             Finding(
                 f"{int(g.members.sum()):,} rows teach “{g.phrase}”: {_figures(g)}.", _as_json(g)
