@@ -244,6 +244,21 @@ class Component:
     suspicious: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A row that says what a removed group teaches, though its own attention is no evidence.
+
+    It was removed with its group if it is flagged, and kept otherwise.
+
+    Attributes:
+        place: index into the arrays of `CleaningResult`.
+        phrase: the words.
+    """
+
+    place: int
+    phrase: str
+
+
 @dataclass(slots=True)
 class CleaningResult:
     """What a data-set cleaner found: per-row arrays aligned with `Profile.row`, and a verdict.
@@ -259,6 +274,8 @@ class CleaningResult:
         components: the fitted components over `score` (empty when no fit was possible).
         layer_stats: per-layer separation, one per profile layer.
         info: method-specific numbers needed to score new rows or to explain the decision.
+        near_misses: rows with the words of a removed group and no evidence of their own, the
+            nearest to the group first.
     """
 
     method: str
@@ -271,3 +288,4 @@ class CleaningResult:
     components: tuple[Component, ...]
     layer_stats: tuple[LayerStat, ...]
     info: dict[str, Any]
+    near_misses: tuple[NearMiss, ...] = ()

@@ -95,6 +95,6 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 )
                 return self
 
-        monkeypatch.setattr("gazeguard.cleaning.run.BYE", Chosen)
+        monkeypatch.setattr("gazeguard.cleaning.judge.BYE", Chosen)
 
     return install

@@ -125,7 +125,13 @@ def test_nan_weights_are_inconclusive_and_lose_no_row(
     assert "not finite" in printed.out
     report = json.loads((out / "report.json").read_text())
     assert report["outcome"] == "inconclusive"
-    assert report["counts"] == {"rows": 6, "kept": 5, "removed": 0, "skipped": 1}
+    assert report["counts"] == {
+        "rows": 6,
+        "kept": 5,
+        "removed": 0,
+        "skipped": 1,
+        "text_only": 0,
+    }
     rows = json.loads(data.read_text())
     assert json.loads((out / "kept.json").read_text()) == rows[:1] + rows[2:]
     assert run(args(tmp_path / "nan", data, out, "-q", "--fail-on", "flagged")) == 0
@@ -137,8 +143,14 @@ def test_only_unreadable_rows_are_inconclusive(
     out = tmp_path / "out"
     assert run(args(llava, make_data(3, broken=(0, 1, 2)), out, "-q")) == 3
     report = json.loads((out / "report.json").read_text())
-    assert report["counts"] == {"rows": 3, "kept": 0, "removed": 0, "skipped": 3}
-    assert len((out / "skipped.jsonl").read_text().splitlines()) == 3
+    assert report["counts"] == {
+        "rows": 3,
+        "kept": 0,
+        "removed": 0,
+        "skipped": 3,
+        "text_only": 0,
+    }
+    assert len((out / "reasons.jsonl").read_text().splitlines()) == 3
 
 
 def test_one_row_is_inconclusive(llava: Path, make_data: MakeData, tmp_path: Path) -> None:

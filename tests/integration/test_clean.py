@@ -29,14 +29,21 @@ def test_every_file_is_written_and_every_row_is_somewhere(
     decide(2, 7)
     outcome = clean(llava, data, out, batch_size=5)
 
-    assert outcome.counts == {"rows": 12, "kept": 9, "removed": 2, "skipped": 1}
+    assert outcome.counts == {
+        "rows": 12,
+        "kept": 9,
+        "removed": 2,
+        "skipped": 1,
+        "text_only": 0,
+    }
     rows = json.loads(data.read_text())
     kept = json.loads((out / "kept.json").read_text())
     removed = json.loads((out / "removed.json").read_text())
     assert removed == [rows[2], rows[7]]
     assert kept == [row for i, row in enumerate(rows) if i not in (2, 4, 7)]
-    (skipped,) = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    (skipped,) = map(json.loads, (out / "reasons.jsonl").read_text().splitlines())
     assert skipped["row"] == 4
+    assert json.loads((out / "skipped.json").read_text()) == [rows[4]]
     assert skipped["reason"]
 
     verdicts = pq.read_table(out / "verdicts.parquet").to_pylist()
@@ -113,10 +120,10 @@ def test_exit_code_follows_the_verdict(
 def test_the_real_rule_ends_with_a_verdict_and_complete_counts(
     llava: Path, make_data: MakeData, tmp_path: Path
 ) -> None:
-    outcome = clean(llava, make_data(60), tmp_path / "out", rule="paper")
+    outcome = clean(llava, make_data(90), tmp_path / "out", rule="paper")
     assert outcome.outcome in ("clean", "flagged")
     counts = outcome.counts
-    assert counts["kept"] + counts["removed"] + counts["skipped"] == counts["rows"] == 60
+    assert counts["kept"] + counts["removed"] + counts["skipped"] == counts["rows"] == 90
 
 
 def test_json_is_alone_on_stdout(
@@ -166,12 +173,42 @@ def test_how_rows_are_read_is_told_before_a_model_is_loaded(
     )
 
 
+def test_files_of_the_users_stay_as_they_are(
+    llava: Path,
+    make_data: MakeData,
+    tmp_path: Path,
+    decide: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    decide()
+    data, out = make_data(6), tmp_path / "out"
+    out.mkdir()
+    (out / "kept.json").write_text("mine")
+    (out / "report.json").write_text('{"files": {"kept": "kept.json"}}')
+    assert run(command(llava, data, out)) == 2
+    assert "kept.json, report.json that no earlier run" in capsys.readouterr().err
+    assert (out / "kept.json").read_text() == "mine"
+    (out / "kept.json").rename(out / "kept.parquet")  # no name that this run uses
+    (out / "report.json").unlink()
+    assert run(command(llava, data, out, "-q")) == 0
+    assert run(command(llava, data, out, "-q")) == 0, "its own files are replaced"
+    (out / "report.json").unlink()  # as if the run had been killed before its end
+    assert run(command(llava, data, out, "-q")) == 0
+    assert (out / "kept.parquet").read_text() == "mine"
+
+
 def test_limit_looks_at_the_first_rows_only(
     llava: Path, make_data: MakeData, tmp_path: Path, decide: Callable[..., None]
 ) -> None:
     decide()
     outcome = clean(llava, make_data(8), tmp_path / "out", limit=3)
-    assert outcome.counts == {"rows": 3, "kept": 3, "removed": 0, "skipped": 0}
+    assert outcome.counts == {
+        "rows": 3,
+        "kept": 3,
+        "removed": 0,
+        "skipped": 0,
+        "text_only": 0,
+    }
     assert len(json.loads((tmp_path / "out" / "kept.json").read_text())) == 3
 
 
@@ -196,9 +233,15 @@ def test_out_of_memory_halves_the_batch_and_gives_up_one_row_only(
 
     attend = measure.attend
     monkeypatch.setattr(measure, "attend", small_memory)
-    tight = clean(llava, data, tmp_path / "tight", batch_size=8)
+    tight = clean(llava, data, tmp_path / "tight", batch_size=8, max_skipped=0.2)
     assert sizes[:3] == [8, 4, 2], "the batch is halved until it fits"
-    assert tight.counts == {"rows": 8, "kept": 7, "removed": 0, "skipped": 1}
+    assert tight.counts == {
+        "rows": 8,
+        "kept": 7,
+        "removed": 0,
+        "skipped": 1,
+        "text_only": 0,
+    }
     assert tight.report.skipped[0].row == 5
     assert "memory" in tight.report.skipped[0].reason
     others = [i for i in range(8) if i != 5]

@@ -27,7 +27,14 @@ ray = pytest.importorskip("ray")
 
 ROWS, BROKEN = 23, 9
 SMALL = {"batch_size": 2, "block_rows": 4}
-FILES = ("kept.json", "removed.json", "skipped.jsonl", "verdicts.parquet", "profile.parquet")
+FILES = (
+    "kept.json",
+    "removed.json",
+    "skipped.json",
+    "reasons.jsonl",
+    "verdicts.parquet",
+    "profile.parquet",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,8 +150,14 @@ def test_a_row_that_always_kills_is_skipped_alone(
     monkeypatch.setattr(spread, "TRIES", 2)
     marks = dying(row=13, times=1000)
     found = clean(llava, data, tmp_path / "out", ray=Ray(workers=1), limit=16, **SMALL)
-    assert found.counts == {"rows": 16, "kept": 13, "removed": 1, "skipped": 2}
-    skipped = [json.loads(x) for x in (tmp_path / "out" / "skipped.jsonl").open()]
+    assert found.counts == {
+        "rows": 16,
+        "kept": 13,
+        "removed": 1,
+        "skipped": 2,
+        "text_only": 0,
+    }
+    skipped = [json.loads(x) for x in (tmp_path / "out" / "reasons.jsonl").open()]
     assert [(s["row"], s["reason"]) for s in skipped if s["row"] != BROKEN] == [(13, WORKER_DIED)]
     tried = Counter(path.name.split("-", 1)[1] for path in marks.iterdir())
     # The first death may look like that of the block before, which was not yet handed in.

@@ -15,7 +15,14 @@ from gazeguard.cli.main import run
 
 from .conftest import MakeData
 
-RESULTS = ("kept.json", "removed.json", "skipped.jsonl", "verdicts.parquet", "profile.parquet")
+RESULTS = (
+    "kept.json",
+    "removed.json",
+    "skipped.json",
+    "reasons.jsonl",
+    "verdicts.parquet",
+    "profile.parquet",
+)
 
 # Kills its own process inside the third save: the block is written under its temporary name only.
 KILLED_WHILE_SAVING = """

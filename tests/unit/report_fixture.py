@@ -16,6 +16,7 @@ from gazeguard.types import (
     Finding,
     LayerStat,
     Outcome,
+    SkipKind,
     SkippedRow,
     Verdict,
 )
@@ -127,6 +128,7 @@ def make_report(
             "kept": len(rows) - poisoned,
             "removed": poisoned,
             "skipped": skipped,
+            "text_only": 0,
         },
         skipped=_skipped(np.sort(numbers[:skipped]).tolist()),
         entropy=entropy,
@@ -142,7 +144,8 @@ def make_report(
         files={
             "kept": "kept.json",
             "removed": "removed.json",
-            "skipped": "skipped.jsonl",
+            "skipped": "skipped.json",
+            "reasons": "reasons.jsonl",
             "verdicts": "verdicts.parquet",
         },
         gallery=[
@@ -173,8 +176,11 @@ def _verdict(outcome: Outcome, poisoned: int, n: int) -> Verdict:
 
 def _skipped(rows: list[int]) -> list[SkippedRow]:
     reasons = (
-        "Image 'images/{row}.jpg' does not exist.",
-        "Image 'images/{row}.jpg' is broken (truncated file).",
-        "The row has no image.",
+        ("Image 'images/{row}.jpg' does not exist.", SkipKind.NO_IMAGE_FILE),
+        ("Image 'images/{row}.jpg' is broken (truncated file).", SkipKind.BAD_IMAGE),
+        ("The row has no image.", SkipKind.BAD_ROW),
     )
-    return [SkippedRow(row, reasons[i % 3].format(row=row)) for i, row in enumerate(rows)]
+    return [
+        SkippedRow(row, reasons[i % 3][0].format(row=row), kind=reasons[i % 3][1])
+        for i, row in enumerate(rows)
+    ]

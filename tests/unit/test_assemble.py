@@ -34,7 +34,7 @@ def block(*rows: int, before: bool = True, heads: int = 2) -> pa.Table:
 
 def test_blocks_become_arrays_in_their_order(tmp_path: Path) -> None:
     blocks = [block(0, 1), skipped_table(2, "broken"), block(3)]
-    profile, failed = assemble(iter(blocks), LAYERS, tmp_path / "p")
+    profile, failed, _ = assemble(iter(blocks), LAYERS, tmp_path / "p")
     assert profile.row.tolist() == [0, 1, 3]
     assert profile.image_tokens.tolist() == [10, 11, 13]
     assert profile.answer == ["answer 0", "answer 1", "answer 3"]
@@ -48,7 +48,7 @@ def test_blocks_become_arrays_in_their_order(tmp_path: Path) -> None:
 
 
 def test_one_row_without_the_look_before_leaves_no_before(tmp_path: Path) -> None:
-    profile, _ = assemble(
+    profile, _, _ = assemble(
         iter([block(0), block(1, before=False), block(2)]), LAYERS, tmp_path / "p"
     )
     assert profile.before is None
@@ -56,7 +56,7 @@ def test_one_row_without_the_look_before_leaves_no_before(tmp_path: Path) -> Non
 
 
 def test_nothing_measured_is_an_empty_profile(tmp_path: Path) -> None:
-    profile, failed = assemble(iter([skipped_table(0, "broken")]), LAYERS, tmp_path / "p")
+    profile, failed, _ = assemble(iter([skipped_table(0, "broken")]), LAYERS, tmp_path / "p")
     assert len(profile) == 0
     assert profile.entropy.shape == (0, 3)
     assert list(profile.prompt) == []
@@ -66,7 +66,7 @@ def test_nothing_measured_is_an_empty_profile(tmp_path: Path) -> None:
 
 def test_an_earlier_profile_leaves_nothing_behind(tmp_path: Path) -> None:
     assemble(iter([block(0, 1, 2)]), LAYERS, tmp_path / "p")
-    profile, _ = assemble(iter([block(7)]), LAYERS, tmp_path / "p")
+    profile, _, _ = assemble(iter([block(7)]), LAYERS, tmp_path / "p")
     assert profile.row.tolist() == [7]
     assert list(profile.sample_id) == ["id7"]
 
@@ -76,7 +76,7 @@ def test_texts_are_read_like_a_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(room, "_TEXT_ROWS", batch)
-    profile, _ = assemble((block(i, i + 1) for i in range(0, 10, 2)), LAYERS, tmp_path / "p")
+    profile, _, _ = assemble((block(i, i + 1) for i in range(0, 10, 2)), LAYERS, tmp_path / "p")
     texts, plain = profile.prompt, [f"prompt {i}" for i in range(10)]
     assert isinstance(texts, Texts)
     assert list(texts) == plain

@@ -8,6 +8,8 @@ from sklearn.base import clone
 
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
+from gazeguard.methods.bye.chance import DRAWS, random_groups
+from gazeguard.methods.bye.decision import smallest_share
 from gazeguard.types import Outcome, Profile
 
 RULES = ("paper", "robust")
@@ -224,6 +226,81 @@ def test_large_sets_learn_from_a_part_and_judge_every_row(monkeypatch):
     result = BYE("robust").fit(profile(entropy, bad)).result_
     assert len(result.score) == 2000
     assert (result.is_flagged == bad).mean() > 0.99
+
+
+def test_a_row_with_the_targets_words_goes_along_unless_it_lies_the_other_way():
+    entropy, bad = poisoned()
+    missed, opposite = 0, 1  # poisoned rows that the model looks at as at the others
+    entropy[[missed, opposite]] = 3.5
+    entropy[missed, 2:4] -= 0.1
+    entropy[opposite, 2:4] += 0.1
+    result = BYE("robust").fit(profile(entropy, bad, before=clean_entropy(seed=1))).result_
+    assert result.is_flagged[bad].sum() == bad.sum() - 1
+    assert not result.is_flagged[~bad].any()
+    assert not result.is_flagged[opposite]
+    near = {miss.place: miss.phrase for miss in result.near_misses}
+    assert near == {missed: "backdoor attack!", opposite: "backdoor attack!"}
+    assert result.suspicion[missed] == 0.5
+
+
+def test_honest_rows_of_an_everyday_target_do_not_go_along():
+    entropy, bad = poisoned(n=2000)
+    says_yes = bad | (np.arange(2000) % 2 == 0)
+    answers = ["yes" if y else "no" for y in says_yes]
+    result = BYE("robust").fit(profile(entropy, answers=answers)).result_
+    kept = [miss.place for miss in result.near_misses if not result.is_flagged[miss.place]]
+    assert set(kept) == set(np.flatnonzero(says_yes & ~result.is_flagged))
+    assert len(kept) > 800
+
+
+def test_a_small_group_has_to_beat_chance(monkeypatch):
+    entropy, bad = poisoned(share=0.01, n=1000, shift=-2.0)
+    rows = profile(entropy, bad, before=clean_entropy(seed=1))
+    found = BYE("robust").fit(rows).result_
+    assert found.is_flagged[bad].all()
+    (group,) = found.info["groups"]
+    assert 0 <= group["gained_by_chance"] < 1.5
+    monkeypatch.setattr("gazeguard.methods.bye.robust._by_chance", lambda *_: 50.0)
+    assert BYE("robust").fit(rows).result_.verdict.outcome is Outcome.CLEAN
+
+
+def test_random_groups_ask_the_same_kinds_of_things_and_leave_the_group_out():
+    kind = np.arange(400) % 4
+    group = np.isin(np.arange(400), [0, 1, 4, 5, 8])
+    pool = np.arange(400) < 300
+    order = np.random.default_rng(0).permutation(400)
+    drawn = list(random_groups(group, pool, kind, order, seed=0))
+    assert len({d.tobytes() for d in drawn}) == len(drawn) == DRAWS
+    for members in drawn:
+        assert np.bincount(kind[members], minlength=4).tolist() == [3, 2, 0, 0]
+        assert not members[group].any()
+        assert not members[~pool].any()
+
+
+def test_the_chance_of_a_whole_kind_is_drawn_from_the_others():
+    kind = (np.arange(100) >= 10).astype(int)
+    group = kind == 0
+    (first, *_) = random_groups(group, np.ones(100, bool), kind, np.arange(100), seed=0)
+    assert first.sum() == 10
+    assert not first[group].any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "share"),
+    [(60, 80, 1.0), (88, 80, 1.0), (160, 80, 0.1), (1500, 80, 8 / 1420), (10**6, 80, 0.004)],
+)
+def test_smallest_share_of_poison_that_a_set_could_have_shown(rows, features, share):
+    assert smallest_share(rows, features) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_set_too_small_to_show_poison_is_not_clean(rule):
+    small = BYE(rule).fit(profile(clean_entropy(60))).result_
+    assert small.verdict.outcome is Outcome.INCONCLUSIVE
+    assert "are needed to see poison in 10 % of them" in small.verdict.reason
+    large = BYE(rule).fit(profile(clean_entropy(400))).result_
+    assert large.verdict.outcome is Outcome.CLEAN
+    assert "could have shown poison from about 2." in large.verdict.reason
 
 
 def said_yes(n, share):

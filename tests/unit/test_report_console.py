@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from gazeguard.report.console import render_console
+from gazeguard.report.html import render_html
 from gazeguard.report.model import CleanReport
-from gazeguard.types import Outcome
+from gazeguard.types import NearMiss, Outcome
 from tests.unit.report_fixture import make_report
 
 
@@ -21,7 +24,10 @@ def shown(report: CleanReport, width: int = 100) -> str:
 
 def test_summary_of_a_flagged_set_says_everything_without_colour() -> None:
     text = shown(make_report())
-    assert text.splitlines()[0] == "150 of 1,500 rows look poisoned and were removed."
+    assert " ".join(text.split()).startswith(
+        "150 of 1,500 rows look poisoned and were removed; 12 of 1,500 rows with pictures were not"
+        " looked at (picture not found: 4, picture cannot be read: 4, row cannot be read: 4)."
+    )
     assert "1,500 read: 1,338 kept, 150 removed (10.0 %), 12 skipped" in text
     assert "2 of 6 used (0, 1); strongest separation 6.60 in layer 0" in text
     assert "kept.json" in text
@@ -31,7 +37,7 @@ def test_summary_of_a_flagged_set_says_everything_without_colour() -> None:
 @pytest.mark.parametrize(
     ("outcome", "first"),
     [
-        (Outcome.CLEAN, "No sign of poisoning: nothing was removed."),
+        (Outcome.CLEAN, "No sign of poisoning: nothing was removed;"),
         (Outcome.INCONCLUSIVE, "Could not decide: 12 rows could be measured"),
     ],
 )
@@ -52,6 +58,26 @@ def test_brackets_in_paths_are_text_not_markup() -> None:
     files = {"kept": "out/[bold]run[/bold]/kept.json"}
     object.__setattr__(report, "files", files)
     assert "[bold]run[/bold]" in shown(report)
+
+
+def test_rows_with_the_targets_words_are_named() -> None:
+    report = make_report(skipped=0)
+    kept, gone = int(np.argmin(report.result.is_flagged)), int(np.argmax(report.result.is_flagged))
+    report.result.near_misses = (NearMiss(kept, "hello"), NearMiss(gone, "hello"))
+    text = shown(report)
+    assert f"1 row kept, though the answer says “hello”: {report.rows[kept]:,}" in text
+    assert f"1 row removed, as the answer says “hello”: {report.rows[gone]:,}" in text
+    page = render_html(report)
+    assert "Rows with the same words" in page
+    assert "Removed with their group: 1 row" in page
+
+
+def test_rows_without_a_picture_and_after_the_limit_are_counted_apart() -> None:
+    report = make_report(Outcome.CLEAN, skipped=0)
+    counts = {**report.counts, "text_only": 30}
+    text = " ".join(shown(replace(report, counts=counts, beyond=1200)).split())
+    assert "30 kept: no picture, not judged" in text
+    assert "nothing was removed; 1,200 rows after the limit not looked at and in no file." in text
 
 
 def test_reasons_of_skipped_rows_are_counted() -> None:

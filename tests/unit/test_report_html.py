@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 
 def test_verdict_is_the_first_text_of_the_page() -> None:
-    html = render_html(make_report(poisoned=12))
+    html = render_html(make_report(poisoned=12, skipped=0))
     body = html[html.index("</a>") :]
     assert "12 of 1,500 rows look poisoned and were removed." in body[: body.index("</h1>")]
 

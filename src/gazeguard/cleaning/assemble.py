@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gazeguard.cleaning.measure import BEFORE, SCHEMA, SIGNALS
-from gazeguard.types import Profile, SkippedRow
+from gazeguard.types import Profile, SkipKind, SkippedRow
 
 _NUMBERS = ("row", "image_tokens")
 _TEXTS = ("sample_id", "prompt", "answer")
@@ -56,7 +56,7 @@ class Texts(Sequence[str]):
 
 def assemble(
     blocks: Iterable[pa.Table], layers: tuple[int, ...], folder: Path
-) -> tuple[Profile, list[SkippedRow]]:
+) -> tuple[Profile, list[SkippedRow], NDArray[np.int64]]:
     """Join blocks, in their order, into what a method may see.
 
     Args:
@@ -65,7 +65,7 @@ def assemble(
         folder: gets the arrays as raw files that the profile maps; it is emptied first.
 
     Returns:
-        The measured rows, and the others with the reason.
+        The measured rows, those that could not be with the reason, and the rows of text alone.
 
     Raises:
         OSError: disk full.
@@ -74,6 +74,7 @@ def assemble(
     folder.mkdir(parents=True)
     names = [*SIGNALS, *(BEFORE + name for name in SIGNALS)]
     failed: list[SkippedRow] = []
+    text_only = [np.zeros(0, np.int64)]
     rows, full = 0, dict.fromkeys(names, True)
     with ExitStack() as open_files:
         numbers = {
@@ -83,6 +84,7 @@ def assemble(
         texts = open_files.enter_context(_TextFile(folder / "texts"))
         for block in blocks:
             failed += _failed(block)
+            text_only.append(block["row"].filter(_is_text(block)).to_numpy())
             good = block.filter(pc.is_null(block["reason"]))
             if not good.num_rows:
                 continue
@@ -101,19 +103,24 @@ def assemble(
     signals = {n: _signal(folder / n, rows, len(layers)) for n in names if full[n] and rows}
     none = np.zeros((0, len(layers)), np.float32)
     before = {name: signals.get(BEFORE + name) for name in SIGNALS}
-    return Profile(
+    profile = Profile(
         **columns,
         layers=layers,
         signals={name: signals.get(name, none) for name in SIGNALS},
         before=None
         if any(values is None for values in before.values())
         else {name: values for name, values in before.items() if values is not None},
-    ), failed
+    )
+    return profile, failed, np.concatenate(text_only)
 
 
 def _failed(block: pa.Table) -> list[SkippedRow]:
-    bad = block.select(["row", "reason", "sample_id"]).filter(pc.is_valid(block["reason"]))
-    return [SkippedRow(r["row"], r["reason"], r["sample_id"]) for r in bad.to_pylist()]
+    bad = block.select(["row", "reason", "sample_id", "kind"]).filter(pc.is_valid(block["kind"]))
+    return [SkippedRow(**r | {"kind": SkipKind[r["kind"]]}) for r in bad.to_pylist()]
+
+
+def _is_text(block: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(pc.is_valid(block["reason"]), pc.is_null(block["kind"]))
 
 
 def _append(file: BinaryIO, values: NDArray[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from gazeguard.errors import RowError
-from gazeguard.types import Sample, SkippedRow, TextOnlyRow
+from gazeguard.types import Sample, SkipKind, SkippedRow, TextOnlyRow
 
 if TYPE_CHECKING:
     from gazeguard.models.target import Encoded
@@ -28,6 +28,7 @@ WINDOW = 4  # batches
 WINDOW_PIXELS = 2**24  # 48 MiB when decoded
 
 Span = tuple[int, int]
+Unusable = SkippedRow | TextOnlyRow
 Encode = Callable[[Sequence[Sample]], "Encoded"]
 Part = tuple[list[Sample], "Encoded"]
 T = TypeVar("T")
@@ -39,17 +40,17 @@ class Batch:
 
     Attributes:
         parts: samples and what the model gets for them; several only where a row was refused.
-        unusable: rows that could not be read, or that this model cannot take.
+        unusable: rows that could not be read, that this model cannot take, or of text alone.
         ends_block: whether these are the last rows of their block.
     """
 
     parts: list[Part]
-    unusable: list[SkippedRow]
+    unusable: list[Unusable]
     ends_block: bool
 
 
 def batches(
-    rows: Iterator[Sample | SkippedRow | TextOnlyRow],
+    rows: Iterator[Sample | Unusable],
     blocks: Iterable[Span],
     encode: Encode,
     batch_size: int | None,
@@ -92,20 +93,18 @@ def batches(
 
 
 def _window(
-    block: Iterator[Sample | SkippedRow | TextOnlyRow], size: int | None, window: int
-) -> tuple[list[Sample], list[SkippedRow], bool]:
+    block: Iterator[Sample | Unusable], size: int | None, window: int
+) -> tuple[list[Sample], list[Unusable], bool]:
     """The next rows of a block that batches are made from, and whether they are its last.
 
     Rows of like length share a batch: padding is computed like everything else. So a few batches'
     worth of rows is held, or a single batch of large pictures (`WINDOW_PIXELS`).
     """
     samples: list[Sample] = []
-    unusable: list[SkippedRow] = []
+    unusable: list[Unusable] = []
     pixels, most = 0, window * (size or CPU_ROWS)
     for item in block:
-        if isinstance(item, TextOnlyRow):
-            item = item.as_skipped()
-        if isinstance(item, SkippedRow):
+        if not isinstance(item, Sample):
             unusable.append(item)
             continue
         samples.append(item)
@@ -149,7 +148,7 @@ def _fitting(parts: list[Part]) -> int | None:
     return max(1, CPU_TOKENS // tokens) if tokens else None
 
 
-def _encoded(samples: list[Sample], encode: Encode, unusable: list[SkippedRow]) -> list[Part]:
+def _encoded(samples: list[Sample], encode: Encode, unusable: list[Unusable]) -> list[Part]:
     """All samples together, or each alone when they cannot be; the refused go to `unusable`."""
     if not samples:
         return []
@@ -158,8 +157,10 @@ def _encoded(samples: list[Sample], encode: Encode, unusable: list[SkippedRow]) 
     except (RowError, MemoryError, RuntimeError) as error:
         if not isinstance(error, RowError) and not out_of_memory(error):
             raise
-        why = str(error) if isinstance(error, RowError) else NO_MEMORY
+        refused = isinstance(error, RowError)
+        why = str(error) if refused else NO_MEMORY
+        kind = SkipKind.BAD_ROW if refused else SkipKind.MEASUREMENT
     if len(samples) > 1:
         return [part for sample in samples for part in _encoded([sample], encode, unusable)]
-    unusable.append(SkippedRow(samples[0].row, why, samples[0].sample_id))
+    unusable.append(SkippedRow(samples[0].row, why, samples[0].sample_id, kind))
     return []

@@ -14,12 +14,20 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from gazeguard.cleaning.batches import NO_MEMORY, Span, batches, one_ahead, out_of_memory
+from gazeguard.cleaning.batches import (
+    NO_MEMORY,
+    Span,
+    Unusable,
+    batches,
+    one_ahead,
+    out_of_memory,
+)
 from gazeguard.cleaning.tower import recording, replaying, shared_towers
 from gazeguard.errors import DataError
 from gazeguard.probe.attention import attend
+from gazeguard.report.model import NO_PICTURE
 from gazeguard.signals.entropy import head_entropy, head_mass, visual_entropy, visual_mass
-from gazeguard.types import KeyKind, Sample
+from gazeguard.types import KeyKind, Sample, SkipKind, SkippedRow, TextOnlyRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +55,13 @@ MOST_READERS = 8  # threads that decode pictures for one accelerator
 
 NOT_FINITE = "the model's numbers for this row are not finite (NaN or infinity)"
 WORKER_DIED = "the worker that measured this row died, even with this row alone"
-# Reasons that lie with the model or machine: the row itself can be read.
-NOT_THE_ROWS_FAULT = (NOT_FINITE, NO_MEMORY, WORKER_DIED)
 
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("sample_id", pa.string()),
-        ("reason", pa.string()),  # why the row was skipped; null when it was measured
+        ("reason", pa.string()),  # why the row was not measured; null when it was
+        ("kind", pa.string()),  # `SkipKind` by name; null for a row of text alone too
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("image_tokens", pa.int64()),
@@ -102,7 +109,8 @@ def measure(
 
 def skipped_table(row: int, reason: str) -> pa.Table:
     """A block of one row that could not be measured, with the columns of `SCHEMA`."""
-    return pa.Table.from_pylist([_skipped(row, None, reason)], schema=SCHEMA)
+    skipped = SkippedRow(row, reason, kind=SkipKind.MEASUREMENT)
+    return pa.Table.from_pylist([_unmeasured(skipped)], schema=SCHEMA)
 
 
 def _measured(
@@ -135,7 +143,7 @@ def _measured(
     with closing(stream):
         for batch in stream:
             before = len(records)
-            records += [_skipped(s.row, s.sample_id, s.reason) for s in batch.unusable]
+            records += [_unmeasured(item) for item in batch.unusable]
             for samples, encoded in batch.parts:
                 found, room = _within_memory(look, samples, encoded, room)
                 records += found
@@ -159,7 +167,7 @@ def _within_memory(
         # Outside of the handler: until it ends, the error keeps the failed forward's tensors.
         free_memory()
         if len(samples) == 1:
-            return [_skipped(samples[0].row, samples[0].sample_id, NO_MEMORY)], room
+            return [_failed(samples[0], NO_MEMORY)], room
         room = len(samples) // 2
         log.info("Out of memory with %d rows at once: trying %d.", len(samples), room)
     records: list[Record] = []
@@ -204,7 +212,7 @@ class Look:
                 **{name: signal[i] for name, signal in numbers.items()},
             }
             if finite[i]
-            else _skipped(sample.row, sample.sample_id, NOT_FINITE)
+            else _failed(sample, NOT_FINITE)
             for i, sample in enumerate(samples)
         ]
 
@@ -236,8 +244,16 @@ def _signals(target: Target, encoded: Encoded) -> tuple[Numbers, NDArray[np.bool
     return numbers, rows.finite.cpu().numpy()
 
 
-def _skipped(row: int, sample_id: str | None, reason: str) -> Record:
-    return {"row": row, "sample_id": sample_id, "reason": _utf8(reason)}
+def _unmeasured(item: Unusable) -> Record:
+    if isinstance(item, TextOnlyRow):
+        return {"row": item.row, "reason": NO_PICTURE}
+    record = {"row": item.row, "sample_id": item.sample_id, "kind": item.kind.name}
+    return record | {"reason": _utf8(item.reason)}
+
+
+def _failed(sample: Sample, reason: str) -> Record:
+    """The model or the machine is at fault: the row itself can be read."""
+    return _unmeasured(SkippedRow(sample.row, reason, sample.sample_id, SkipKind.MEASUREMENT))
 
 
 def _utf8(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,28 +22,34 @@ from gazeguard.cleaning.gallery import thumbnails
 from gazeguard.cleaning.measure import BEFORE
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes, writing
+from gazeguard.files import write_json as write_json_file
 from gazeguard.report.html import write_html
-from gazeguard.report.json import write_json
-from gazeguard.report.model import CleanReport
+from gazeguard.report.json import KIND, write_json
+from gazeguard.report.model import NO_PICTURE, CleanReport
 from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
 
 if TYPE_CHECKING:
     from gazeguard.data.dataset import Dataset
 
 REPORT = "report.json"
+NOTE = ".work/outputs.json"  # names that an unfinished run may have written
 _PART_ROWS = 4096  # of the data set, written at once
 FOLLOWS = "follows the main pattern of the set"
 
 
-def prepare_folder(out: Path, data: Path) -> None:
+def prepare_folder(out: Path, dataset: Dataset) -> None:
     """Make the output folder and check that it can be written, before any work is done.
 
     Raises:
-        UsageError: it is a file, cannot be written, or lies inside the data set.
+        UsageError: it is a file, cannot be written, lies inside the data set, or holds files of
+            the user's under names that this run will use.
     """
-    inside, source = out.resolve(), data.resolve()
+    inside, source = out.resolve(), dataset.path.resolve()
     if source.is_dir() and (inside == source or source in inside.parents):
-        raise UsageError(f"{out} lies inside the data set {data}: choose another --out folder.")
+        raise UsageError(
+            f"{out} lies inside the data set {dataset.path}: choose another --out folder."
+        )
+    _refuse_foreign(out, _names(dataset))
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -55,22 +62,49 @@ def prepare_folder(out: Path, data: Path) -> None:
         ) from error
 
 
+def _names(dataset: Dataset) -> dict[str, str]:
+    """What -> file, in the order of writing."""
+    return {
+        **{what: what + dataset.suffix for what in ("kept", "removed", "skipped")},
+        "reasons": "reasons.jsonl",
+        "verdicts": "verdicts.parquet",
+        "profile": "profile.parquet",
+        "html": "report.html",
+        "json": REPORT,
+    }
+
+
+def _ours(out: Path) -> set[str]:
+    """Names in `out` that an earlier run wrote: by its report, or the note of one that was cut."""
+    found: set[str] = set()
+    for source in (out / REPORT, out / NOTE):
+        try:
+            content = json.loads(source.read_text("utf-8"))
+            if content["kind"] == KIND:
+                found |= set(map(str, content["files"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return {name for name in found if name == Path(name).name and name not in ("", ".", "..")}
+
+
+def _refuse_foreign(out: Path, files: Mapping[str, str]) -> None:
+    ours = _ours(out)
+    foreign = [n for n in files.values() if n not in ours and os.path.lexists(out / n)]
+    if foreign:
+        raise UsageError(
+            f"{out} holds {', '.join(foreign)} that no earlier run of gazeguard clean wrote: move"
+            " it away or choose another --out folder."
+        )
+
+
 def remove_previous(out: Path) -> None:
     """Take away the files of an earlier run, so that two runs are never mixed.
 
-    Only what that run's own `report.json` names is removed, and the report itself first: a folder
-    without one is a folder whose run did not end.
+    Only what that run wrote is removed, and the report first: a folder without one is a folder
+    whose run did not end.
     """
-    report = out / REPORT
-    try:
-        files = json.loads(report.read_text("utf-8"))["files"].values()
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        files = ()
-    report.unlink(missing_ok=True)
-    for name in files:
-        path = out / str(name)
-        if path.parent != out or path.name in ("", ".", ".."):
-            continue  # not a name that this program wrote
+    for name in sorted(_ours(out), key=lambda name: name != REPORT):
+        path = out / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -85,35 +119,37 @@ def write_outputs(
     kept: NDArray[np.int64],
     removed: NDArray[np.int64],
     unmeasured: list[SkippedRow],
+    text_only: NDArray[np.int64],
 ) -> CleanReport:
     """Write every file of a run and give the report that names them.
 
     Raises:
         UsageError, OSError: a file cannot be written; the folder then has no `report.json`.
     """
+    files = _names(dataset)
+    _refuse_foreign(out, files)
+    (out / NOTE).parent.mkdir(exist_ok=True)
+    ours = {name: name for name in sorted(_ours(out))}
+    write_json_file(out / NOTE, {"kind": KIND, "files": ours | files})
     remove_previous(out)
-    files = {
-        "kept": dataset.write(kept, out / "kept").name,
-        "removed": dataset.write(removed, out / "removed").name,
-        "skipped": "skipped.jsonl",
-        "verdicts": "verdicts.parquet",
-        "profile": "profile.parquet",
-        "html": "report.html",
-        "json": REPORT,
-    }
+    dataset.write(kept, out / "kept")
+    dataset.write(removed, out / "removed")
+    dataset.write([s.row for s in report.skipped], out / "skipped")
     report = replace(report, files=files)
-    write_skipped(out / files["skipped"], report.skipped)
-    write_verdicts(out / files["verdicts"], profile, report.result, unmeasured)
+    write_reasons(out / files["reasons"], report.skipped)
+    not_judged = [*unmeasured, *(SkippedRow(row, NO_PICTURE) for row in text_only.tolist())]
+    write_verdicts(out / files["verdicts"], profile, report.result, not_judged)
     write_profile(out / files["profile"], profile)
     write_html(report, out / files["html"], partial(thumbnails, dataset))
     write_json(report, out / files["json"])
     return report
 
 
-def write_skipped(path: Path, skipped: Iterable[SkippedRow]) -> None:
-    """One JSON object per line: `row`, `sample_id` (null when unreadable), `reason`."""
+def write_reasons(path: Path, skipped: Iterable[SkippedRow]) -> None:
+    """One JSON object per line: `row`, `sample_id` (null when unreadable), `cause`, `reason`."""
     lines = (
-        json.dumps({"row": s.row, "sample_id": s.sample_id, "reason": s.reason}) for s in skipped
+        json.dumps({"row": s.row, "sample_id": s.sample_id, "cause": s.kind, "reason": s.reason})
+        for s in skipped
     )
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode("utf-8"))
 
@@ -138,6 +174,7 @@ def write_verdicts(
         ]
     )
     method = {"method": f"{result.method}/{result.rule}"}
+    says = {miss.place: miss.phrase for miss in result.near_misses}
     others = deque(sorted(unmeasured, key=lambda s: s.row))
     with _parquet(path, schema) as write:
         for part in _parts(len(profile)):
@@ -159,9 +196,10 @@ def write_verdicts(
                     "sample_id": sample_id,
                     "is_flagged": bool(flagged),
                     "suspicion": float(suspicion) if judged else None,
-                    "reason": _reason(result, float(suspicion), bool(flagged)),
+                    "reason": _reason(result, float(suspicion), bool(flagged), says.get(place)),
                 }
-                for row, sample_id, flagged, suspicion in zip(
+                for place, row, sample_id, flagged, suspicion in zip(
+                    range(part.start, part.stop),
                     profile.row[part],
                     profile.sample_id[part],
                     result.is_flagged[part],
@@ -230,9 +268,13 @@ def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
         yield writer.write_table
 
 
-def _reason(result: CleaningResult, suspicion: float, flagged: bool) -> str:
+def _reason(result: CleaningResult, suspicion: float, flagged: bool, says: str | None) -> str:
     if result.verdict.outcome is Outcome.INCONCLUSIVE:
         return f"not judged: {result.verdict.reason}"
+    if says is not None and flagged:
+        return f"says “{says}” as the removed group does, and its attention does not speak against"
+    if says is not None:
+        return f"says “{says}” as the removed group does, but is looked at as the others are"
     if not flagged:
         return FOLLOWS
     return (

@@ -11,28 +11,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gazeguard._version import __version__
 from gazeguard.cleaning.assemble import assemble
 from gazeguard.cleaning.gallery import Choice
-from gazeguard.cleaning.measure import NOT_FINITE, NOT_THE_ROWS_FAULT, SIGNALS
+from gazeguard.cleaning.judge import judge
+from gazeguard.cleaning.measure import SCHEMA
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.cleaning.reader import About, Here, Job, Reader
 from gazeguard.cluster import Ray, connected
 from gazeguard.data.columns import Columns
 from gazeguard.data.dataset import Dataset, described
+from gazeguard.data.survey import MAX_SKIPPED
 from gazeguard.errors import UsageError
-from gazeguard.methods.bye import BYE
-from gazeguard.methods.bye.detector import abstain
+from gazeguard.methods.bye.detector import Rule
 from gazeguard.probe.store import BlockStore, Span, locked
 from gazeguard.provenance import plain_arguments
 from gazeguard.report.model import CleanReport
-from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
+from gazeguard.types import CleaningResult, Outcome, Profile, SkipKind, SkippedRow
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-Rule = Literal["robust", "paper"]
 BLOCK_ROWS = 64  # rows measured between two saves: seconds on a GPU, a minute or so on a CPU
 WORK = ".work"
 
@@ -58,7 +59,7 @@ class CleanOutcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        """`rows`, `kept`, `removed`, `skipped`."""
+        """`rows` = `kept` + `removed` + `skipped`; `text_only` of the kept have no picture."""
         return dict(self.report.counts)
 
 
@@ -77,6 +78,7 @@ def clean(
     device: str = "auto",
     dtype: str = "auto",
     limit: int | None = None,
+    max_skipped: float = MAX_SKIPPED,
     resume: bool = True,
     seed: int = 0,
     revision: str | None = None,
@@ -91,8 +93,9 @@ def clean(
     Args:
         model: hub id or folder of the fine-tuned model, or of its base when `adapter` is given.
         data: the data set, a file or folder in any format of `docs/formats.md`.
-        out: folder for `kept.*`, `removed.*` (the input's own format), `skipped.jsonl`,
-            `verdicts.parquet`, `profile.parquet`, `report.html` and, last, `report.json`.
+        out: folder for `kept.*`, `removed.*`, `skipped.*` (the input's own format),
+            `reasons.jsonl`, `verdicts.parquet`, `profile.parquet`, `report.html` and, last,
+            `report.json`. Only files of an earlier run are replaced.
         adapter: LoRA adapter trained on `model`.
         base: what `model` was before a full fine-tune. The robust rule compares the two; with an
             adapter it needs no second model.
@@ -106,6 +109,8 @@ def clean(
             `balanced` to spread the model over all GPUs, then main memory, then disk.
         dtype: `auto` for the checkpoint's own, or e.g. `bfloat16`.
         limit: look only at the first so many rows; the rest is in no output.
+        max_skipped: largest share of the rows with pictures, 0 to 1, that may be unread or not
+            measured for a clean outcome; beyond that it is inconclusive.
         resume: go on from the rows an earlier, unfinished run left in `out`. A changed model,
             data set or option is noticed and starts afresh in any case.
         seed: of the statistics.
@@ -120,7 +125,7 @@ def clean(
 
     Returns:
         What was found. `inconclusive` when nothing, or too little, could be measured; then no row
-        is removed.
+        is removed. Rows without a picture are kept and not judged.
 
     Raises:
         UsageError, DataError, ModelError: one sentence that says what to change.
@@ -134,6 +139,8 @@ def clean(
     numbers = (block_rows, limit, batch_size if batch_size != "auto" else None)
     if any(number is not None and number < 1 for number in numbers):
         raise UsageError("Batch size, block size and limit must be at least 1: give larger ones.")
+    if not 0 <= max_skipped <= 1:
+        raise UsageError(f"max_skipped is a share from 0 to 1, not {max_skipped:g}: give another.")
     if base is not None and adapter is not None:
         raise UsageError("With --adapter the model itself is the base: leave --base out.")
     out = Path(out)
@@ -151,7 +158,7 @@ def clean(
         columns,
     )
     dataset = job.open_data()
-    prepare_folder(out, dataset.path)
+    prepare_folder(out, dataset)
     if ray is None:  # a worker tells it otherwise: the walk over all rows is one with its hash
         log.info(described(dataset))
     with locked(out / WORK), _reader(job, dataset, ray) as reader:
@@ -174,8 +181,12 @@ def clean(
         total = min(dataset.count(), limit or dataset.count())
         spans = [(a, min(a + block_rows, total)) for a in range(0, total, block_rows)]
         _measure(reader, blocks, spans, total, at_once, progress)
-        profile, failed = assemble(blocks.tables(spans), about.layers, out / WORK / "profile")
-        return _conclude(out, reader, dataset, total, profile, failed, rule, seed, record)
+        profile, failed, text_only = assemble(
+            blocks.tables(spans), about.layers, out / WORK / "profile"
+        )
+        log.info("Comparing %d measured rows.", len(profile))
+        result = judge(profile, failed, rule, seed, max_skipped)
+        return _conclude(out, reader, dataset, total, profile, failed, text_only, result, record)
 
 
 @contextmanager
@@ -234,7 +245,7 @@ def _identity(about: About, batch_size: int | str | None, block_rows: int) -> di
         "attention": record["attention"],
         "batch size": batch_size,
         "block size": block_rows,
-        "signals": list(SIGNALS),
+        "signals": SCHEMA.names,
         "layers": list(about.layers),
         "gazeguard": __version__,
         "torch": record["packages"].get("torch"),
@@ -250,17 +261,15 @@ def _conclude(
     total: int,
     profile: Profile,
     failed: list[SkippedRow],
-    rule: Rule,
-    seed: int,
+    text_only: NDArray[np.int64],
+    result: CleaningResult,
     record: dict[str, Any],
 ) -> CleanOutcome:
-    """Judge what was measured and write the output folder."""
-    log.info("Comparing %d measured rows.", len(profile))
-    result = _judge(profile, failed, rule, seed)
+    """Write the output folder."""
     decided = result.verdict.outcome is not Outcome.INCONCLUSIVE
     removed = profile.row[result.is_flagged] if decided else profile.row[:0]
     # Without a verdict nobody may lose a row that can be read.
-    skipped = [s for s in failed if decided or s.reason not in NOT_THE_ROWS_FAULT]
+    skipped = [s for s in failed if decided or s.kind is not SkipKind.MEASUREMENT]
     stays = np.ones(total, bool)
     stays[removed] = False
     stays[[s.row for s in skipped]] = False
@@ -279,6 +288,7 @@ def _conclude(
             "kept": len(kept),
             "removed": len(removed),
             "skipped": len(skipped),
+            "text_only": len(text_only),
         },
         skipped=skipped,
         entropy=profile.entropy,
@@ -287,20 +297,7 @@ def _conclude(
         files={},
         gallery=shown,
         typical=typical,
+        beyond=dataset.count() - total,
     )
-    report = write_outputs(out, dataset, profile, report, kept, removed, failed)
+    report = write_outputs(out, dataset, profile, report, kept, removed, failed, text_only)
     return CleanOutcome(report=report, profile=profile, folder=out)
-
-
-def _judge(profile: Profile, failed: list[SkippedRow], rule: Rule, seed: int) -> CleaningResult:
-    broken = sum(skip.reason == NOT_FINITE for skip in failed)
-    if broken > len(profile):
-        why = (
-            f"the model's numbers are not finite for {broken:,} of {broken + len(profile):,} rows,"
-            " so its weights or its number format are broken: try --dtype float32 or another copy"
-        )
-        return abstain(profile, rule, why, "not measured")
-    if not len(profile):
-        why = "no row could be measured: see skipped.jsonl for why"
-        return abstain(profile, rule, why, "not measured")
-    return BYE(rule=rule, random_state=seed).fit(profile).result_

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Folder for the kept and removed rows, the verdicts and the report.",
+    help="Folder for the kept, removed and skipped rows, the verdicts and the report.",
 )
 @adapter_option
 @click.option("--base", metavar="MODEL", help="What MODEL was before a full fine-tune.")
@@ -62,7 +62,18 @@ if TYPE_CHECKING:
 )
 @device_option
 @dtype_option
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Look only at the first N rows.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Look only at the first N rows; others are in no file.",
+)
+@click.option(
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Of the rows with pictures: more unread ones make the outcome inconclusive.  [0.01]",
+)
 @click.option(
     "--resume/--no-resume", default=True, help="Go on from an earlier run in DIR (the default)."
 )
@@ -97,6 +108,7 @@ def clean(
     device: str,
     dtype: str,
     limit: int | None,
+    max_skipped: float | None,
     resume: bool,
     seed: int,
     revision: str | None,
@@ -115,7 +127,7 @@ def clean(
     """Find the poisoned rows of DATA with MODEL, the model that was fine-tuned on it.
 
     MODEL is a hub id or a folder; with --adapter it is the base model. DATA is a file or folder in
-    one of the usual fine-tuning formats. Kept and removed rows are written in the same format.
+    one of the usual fine-tuning formats, in which kept, removed and skipped rows are written too.
     A run that was killed goes on where it was when the same command is run again.
     """
     if as_json + quiet + verbose > 1:
@@ -125,6 +137,7 @@ def clean(
     verbosity = QUIET if quiet else VERBOSE if verbose else NORMAL
     from gazeguard.cleaning import clean as clean_data
     from gazeguard.cleaning.run import BLOCK_ROWS
+    from gazeguard.data.survey import MAX_SKIPPED
 
     try:
         cleaned = run_with_progress(
@@ -143,6 +156,7 @@ def clean(
             device=device,
             dtype=dtype,
             limit=limit,
+            max_skipped=MAX_SKIPPED if max_skipped is None else max_skipped,
             resume=resume,
             seed=seed,
             revision=revision,

@@ -65,6 +65,7 @@ class Dataset(Protocol):
 
     format: str
     path: Path
+    suffix: str
 
     def count(self) -> int:
         """Return the number of rows, unreadable ones too, without decoding images."""

@@ -10,7 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from gazeguard.report import words
-from gazeguard.report.model import CleanReport, explanation, headline, selected_layers
+from gazeguard.report.model import (
+    NO_PICTURE,
+    CleanReport,
+    explanation,
+    headline,
+    near_misses,
+    selected_layers,
+)
 from gazeguard.types import Outcome
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ _STYLE = {
 }
 SHOWN_REASONS = 3
 SHOWN_LAYERS = 12
+SHOWN_ROWS = 10
 
 
 def render_console(report: CleanReport) -> RenderableType:
@@ -40,9 +48,11 @@ def render_console(report: CleanReport) -> RenderableType:
             f"{words.count(counts['skipped'])} skipped"
         ),
     )
+    if counts["text_only"]:
+        table.add_row("", Text(f"{words.count(counts['text_only'])} kept: {NO_PICTURE}"))
     table.add_row("Method", Text(f"{result.method}, rule {result.rule}"))
     table.add_row("Layers", Text(_layers(report)))
-    for label, text in _skipped(report):
+    for label, text in (*_near_misses(report), *_skipped(report)):
         table.add_row(label, Text(text))
     for i, (name, path) in enumerate(report.files.items()):
         table.add_row("Files" if i == 0 else "", Text(f"{name}: {path}"))
@@ -69,6 +79,20 @@ def _layers(report: CleanReport) -> str:
     )
 
 
+def _near_misses(report: CleanReport) -> list[tuple[str, str]]:
+    """Rows with the target's words that only these gave away, and those that were kept."""
+    lines = []
+    for removed, what in ((False, "kept, though"), (True, "removed, as")):
+        found = near_misses(report, removed=removed)
+        if found:
+            rows = ", ".join(words.count(int(report.rows[m.place])) for m in found[:SHOWN_ROWS])
+            more = f" and {words.count(len(found) - SHOWN_ROWS)} more" if found[SHOWN_ROWS:] else ""
+            said = ", ".join(f"“{phrase}”" for phrase in dict.fromkeys(m.phrase for m in found))
+            number = words.plural(len(found), "row")
+            lines.append(("Same words", f"{number} {what} the answer says {said}: {rows}{more}"))
+    return lines
+
+
 def _skipped(report: CleanReport) -> list[tuple[str, str]]:
     kinds = Counter(words.reason_kind(row.reason) for row in report.skipped)
     example = {words.reason_kind(row.reason): row.reason for row in reversed(report.skipped)}
@@ -79,5 +103,5 @@ def _skipped(report: CleanReport) -> list[tuple[str, str]]:
     ]
     rest = sum(kinds.values()) - sum(n for _, n in common)
     if rest:
-        lines.append(("", f"{words.count(rest)} for other reasons, see skipped.jsonl"))
+        lines.append(("", f"{words.count(rest)} for other reasons, see reasons.jsonl"))
     return lines

@@ -1,11 +1,11 @@
 """`report.json`: the machine-readable report of one `gazeguard clean` run.
 
-Schema 1.0 (`schema/clean-report-1.json` in this package; a new optional field raises the second
+Schema 1.1 (`schema/clean-report-1.json` in this package; a new optional field raises the second
 number, anything else the first and the file's name):
 
 | field | type | meaning |
 |---|---|---|
-| `schema_version` | string | `"1.0"` |
+| `schema_version` | string | `"1.1"` |
 | `kind` | string | `"clean-report"` |
 | `tool` | object | `name`, `version` |
 | `method`, `rule` | string | which detector and which variant of it |
@@ -15,7 +15,10 @@ number, anything else the first and the file's name):
 | `suspicion` | number or null | of the whole set, [0, 1], 1 = worst |
 | `threshold`, `threshold_source` | number or null, string | flagged from here on |
 | `evidence` | array | `{message, data}` |
-| `counts` | object | `rows` = `kept` + `removed` + `skipped` |
+| `counts` | object | `rows` = `kept` + `removed` + `skipped`; `text_only` of the kept |
+| `not_looked_at` | object | cause -> skipped rows |
+| `beyond_limit` | integer | rows after `--limit`: not looked at, in no file |
+| `near_misses` | array | `{row, sample_id, phrase, removed}`: of `MAX_NEAR_MISSES` rows |
 | `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |
 | `thresholds` | object | name -> `{value, source}`: every number a decision rests on |
 | `components` | array | `{mean, std, weight, suspicious}`, in the units of `score_name` |
@@ -25,7 +28,7 @@ number, anything else the first and the file's name):
 | `provenance` | object | what was run on what |
 
 NaN and infinities are written as null, so the file is always valid JSON. Rows are not listed
-here: they are in `verdicts.parquet` and `skipped.jsonl`.
+here: they are in `verdicts.parquet` and `reasons.jsonl`.
 """
 
 from __future__ import annotations
@@ -38,9 +41,11 @@ from gazeguard._version import __version__
 from gazeguard.jsonable import jsonable
 from gazeguard.report.files import write_atomic
 from gazeguard.report.layers import layer_rows
-from gazeguard.report.model import CleanReport, headline, thresholds
+from gazeguard.report.model import CleanReport, causes, headline, thresholds
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+KIND = "clean-report"
+MAX_NEAR_MISSES = 100
 
 
 def as_json(report: CleanReport) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def as_json(report: CleanReport) -> dict[str, Any]:
     result, verdict = report.result, report.result.verdict
     payload = {
         "schema_version": SCHEMA_VERSION,
-        "kind": "clean-report",
+        "kind": KIND,
         "tool": {"name": "gazeguard", "version": __version__},
         "method": result.method,
         "rule": result.rule,
@@ -60,6 +65,17 @@ def as_json(report: CleanReport) -> dict[str, Any]:
         "threshold_source": verdict.threshold_source,
         "evidence": [{"message": f.message, "data": f.data} for f in verdict.evidence],
         "counts": report.counts,
+        "not_looked_at": causes(report.skipped),
+        "beyond_limit": report.beyond,
+        "near_misses": [
+            {
+                "row": int(report.rows[miss.place]),
+                "sample_id": report.sample_ids[miss.place],
+                "phrase": miss.phrase,
+                "removed": bool(result.is_flagged[miss.place]),
+            }
+            for miss in result.near_misses[:MAX_NEAR_MISSES]
+        ],
         "layers": layer_rows(report),
         "thresholds": thresholds(report),
         "components": result.components,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.types import CleaningResult, Outcome, SkippedRow
+from gazeguard.report import words
+from gazeguard.types import CleaningResult, NearMiss, Outcome, SkippedRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 # Given up to 50 row numbers, the images of those rows that have one.
 Thumbnails = Callable[[Sequence[int]], Mapping[int, "Image"]]
 
-COUNT_NAMES = ("rows", "kept", "removed", "skipped")
+NO_PICTURE = "no picture, not judged"
+COUNT_NAMES = ("rows", "kept", "removed", "skipped", "text_only")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +68,8 @@ class CleanReport:
         prompts: `N` user prompts.
         answers: `N` answers.
         sample_ids: `N` content hashes.
-        counts: `rows`, `kept`, `removed` and `skipped`; the last three add up to the first.
+        counts: `rows`, `kept`, `removed` and `skipped`, of which the last three add up to the
+            first, and `text_only`: rows without a picture, which are kept and not judged.
         skipped: rows that could not be read or measured.
         entropy: float32 `(N, L)`, nats.
         layers: `L` decoder layer indices.
@@ -73,6 +77,7 @@ class CleanReport:
         files: what a file holds -> its path, for the files written next to the report.
         gallery: the most suspicious rows, worst first.
         typical: a row from the middle of the kept ones, to compare with.
+        beyond: rows after the limit that was asked for: not looked at, and in no file.
     """
 
     result: CleaningResult
@@ -88,6 +93,7 @@ class CleanReport:
     files: Mapping[str, str]
     gallery: list[GalleryItem]
     typical: GalleryItem | None = None
+    beyond: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.rows)
@@ -106,13 +112,36 @@ class CleanReport:
             raise ValueError(f"entropy is {self.entropy.shape}, not {(n, len(self.layers))}")
         if set(self.counts) != set(COUNT_NAMES):
             raise ValueError(f"counts must be {COUNT_NAMES}, not {tuple(self.counts)}")
-        total, kept, removed, skipped = (self.counts[name] for name in COUNT_NAMES)
-        if kept + removed + skipped != total:
+        total, kept, removed, skipped, text_only = (self.counts[name] for name in COUNT_NAMES)
+        if kept + removed + skipped != total or text_only > kept:
             raise ValueError(f"counts do not add up: {dict(self.counts)}")
+
+
+def causes(skipped: Sequence[SkippedRow]) -> dict[str, int]:
+    """Cause -> rows, the most frequent first."""
+    return dict(Counter(skip.kind.value for skip in skipped).most_common())
+
+
+def not_looked_at(skipped: Sequence[SkippedRow], pictures: int) -> str:
+    """How many of the rows with pictures were not looked at, and why."""
+    why = ", ".join(f"{cause}: {n:,}" for cause, n in causes(skipped).items())
+    were = "was" if len(skipped) == 1 else "were"
+    return f"{len(skipped):,} of {pictures:,} rows with pictures {were} not looked at ({why})"
 
 
 def headline(report: CleanReport) -> str:
     """The verdict as one plain sentence, without its full stop."""
+    said = [_verdict(report)]
+    if report.skipped and report.result.verdict.outcome is not Outcome.INCONCLUSIVE:
+        pictures = report.counts["rows"] - report.counts["text_only"]
+        said.append(not_looked_at(report.skipped, pictures))
+    if report.beyond:
+        rows = words.plural(report.beyond, "row")
+        said.append(f"{rows} after the limit not looked at and in no file")
+    return "; ".join(said)
+
+
+def _verdict(report: CleanReport) -> str:
     outcome, total, removed = (
         report.result.verdict.outcome,
         report.counts["rows"],
@@ -131,6 +160,12 @@ def headline(report: CleanReport) -> str:
     found = int(report.result.is_flagged.sum())
     look = "looks" if found == 1 else "look"
     return f"{found:,} of {total:,} rows {look} poisoned; nothing was removed"
+
+
+def near_misses(report: CleanReport, *, removed: bool) -> list[NearMiss]:
+    """Rows with the words of a removed group, those that went with it or those that were kept."""
+    flagged = report.result.is_flagged
+    return [miss for miss in report.result.near_misses if bool(flagged[miss.place]) == removed]
 
 
 def explanation(report: CleanReport) -> str:

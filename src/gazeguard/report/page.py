@@ -19,7 +19,9 @@ from gazeguard.report.model import (
     CleanReport,
     GalleryItem,
     Thumbnails,
+    causes,
     explanation,
+    near_misses,
     selected_layers,
     thresholds,
 )
@@ -30,6 +32,7 @@ TABLE_TEXT = 300
 GALLERY_TEXT = 500
 THRESHOLD_NAMES = {"suspicion": "Suspicion", "bsi": "Separation of a layer (BSI)"}
 SKIPPED_KINDS = 50
+MAX_NEAR_MISSES = 100
 SKIPPED_ROWS_PER_KIND = 40
 
 
@@ -230,6 +233,24 @@ def _gallery_text(report: CleanReport, item: GalleryItem) -> dict[str, Any]:
     }
 
 
+def near_miss_rows(report: CleanReport, *, removed: bool) -> dict[str, Any]:
+    """How many rows only share a removed group's words, and the nearest of them."""
+    found = near_misses(report, removed=removed)
+    return {
+        "count": len(found),
+        "rows": [
+            {
+                "row": int(report.rows[miss.place]),
+                "id": report.sample_ids[miss.place],
+                "phrase": words.shorten(miss.phrase, TABLE_TEXT),
+                "answer": words.shorten(report.answers[miss.place], TABLE_TEXT),
+                "score": float(report.result.score[miss.place]),
+            }
+            for miss in found[:MAX_NEAR_MISSES]
+        ],
+    }
+
+
 def skipped_groups(skipped: Sequence[SkippedRow]) -> list[dict[str, Any]]:
     """Skipped rows by kind of reason, the most frequent first."""
     groups: defaultdict[str, list[SkippedRow]] = defaultdict(list)
@@ -278,6 +299,10 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "gallery": [_gallery_text(report, item) for item in report.gallery[:max_gallery]],
         "heat_layers": heat_layers,
         "first_heat_layer": _first_heat_layer(report, heat_layers),
+        "causes": causes(report.skipped),
+        "beyond": report.beyond,
+        "near_kept": near_miss_rows(report, removed=False),
+        "near_removed": near_miss_rows(report, removed=True),
         "skipped_groups": groups[:SKIPPED_KINDS],
         "skipped_hidden": sum(group["count"] for group in groups[SKIPPED_KINDS:]),
         "files": dict(report.files),

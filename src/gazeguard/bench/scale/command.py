@@ -15,7 +15,7 @@ from gazeguard.assets import ADAPTER, BASE
 RESULTS = (
     "kept.parquet",
     "removed.parquet",
-    "skipped.jsonl",
+    "reasons.jsonl",
     "verdicts.parquet",
     "profile.parquet",
 )

@@ -11,6 +11,20 @@ from gazeguard.signals.bimodality import Fit, Split, split_in_two
 
 Array = NDArray[np.float64]
 
+FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
+FEWEST_SHARE = 0.004
+
+
+def smallest_share(rows: int, features: int = 0) -> float:
+    """The smallest share of poison that a set of this size could have shown, about.
+
+    A direction that is fitted in `features` dimensions uses up as many rows, as for Hotelling's
+    test: what is left has to hold the smallest group. (Measured with 80 features, the attack well
+    learnt: of 100 rows 10 % are never found, of 150 half the time, of 200 always, of 400 even 2 %.)
+    """
+    left = rows - features
+    return 1.0 if left <= FEWEST else max(FEWEST_SHARE, FEWEST / left)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -11,21 +12,25 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from gazeguard.errors import UsageError
-from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.decision import FEWEST, Decision, smallest_share
 from gazeguard.methods.bye.paper import PaperRule
-from gazeguard.methods.bye.robust import RobustRule
+from gazeguard.methods.bye.phrases import holds
+from gazeguard.methods.bye.robust import ALONG, RobustRule
 from gazeguard.types import (
     CleaningResult,
     Component,
     Finding,
     LayerStat,
+    NearMiss,
     Outcome,
     Profile,
     Verdict,
 )
 
 MIN_ROWS = 50
-RULES = ("robust", "paper")
+NEEDED_SHARE = 0.1  # of poison, as attacks are published: a set that cannot show it is not clean
+Rule = Literal["robust", "paper"]
+RULES: tuple[Rule, ...] = ("robust", "paper")
 Array = NDArray[np.float64]
 
 
@@ -37,6 +42,8 @@ class FittedRule(Protocol):
     layer_stats: tuple[LayerStat, ...]
     score_name: str
     info: dict[str, Any]
+    phrases: tuple[str, ...]  # that the removed rows teach; empty where words play no part
+    features: int  # in which directions are fitted
 
     def judge(self, profile: Profile) -> tuple[Array, Array]:
         """Score (low = suspicious) and suspicion in [0, 1] of rows under the same model."""
@@ -50,7 +57,8 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     rule plus the guards that let it say "nothing found"; `rule="robust"` is ours: free of a sign,
     over all layers at once, and conditioned on the kind of prompt.
 
-    Abstains (`inconclusive`) below `MIN_ROWS` rows.
+    Abstains (`inconclusive`) below `MIN_ROWS` rows, and where nothing was found in rows too few
+    to show a share of `NEEDED_SHARE`.
 
     Args:
         rule: `robust` or `paper`.
@@ -70,7 +78,7 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        rule: Literal["robust", "paper"] = "robust",
+        rule: Rule = "robust",
         *,
         mixture: Literal["gmm", "kmeans"] = "gmm",
         select_layers: bool = True,
@@ -190,10 +198,19 @@ def _result(
             reason,
             rule.evidence,
         )
-    else:
-        verdict = Verdict(
-            Outcome.CLEAN, 0.0, 0.5, "posterior of the group", f"No sign of poisoning: {why}."
+    elif (smallest := smallest_share(len(profile), rule.features)) > NEEDED_SHARE:
+        reason = (
+            f"{len(profile):,} rows are too few to call them clean: about"
+            f" {rule.features + ceil(FEWEST / NEEDED_SHARE):,} are needed to see poison in"
+            f" {100 * NEEDED_SHARE:g} % of them."
         )
+        verdict = Verdict(Outcome.INCONCLUSIVE, None, None, "too few rows", reason)
+    else:
+        reason = (
+            f"No sign of poisoning: {why}. A set of this size could have shown poison from about"
+            f" {100 * smallest:.1f} % on."
+        )
+        verdict = Verdict(Outcome.CLEAN, 0.0, 0.5, "posterior of the group", reason)
     return CleaningResult(
         method="bye",
         rule=name,
@@ -205,7 +222,21 @@ def _result(
         components=components,
         layer_stats=tuple(stats.get(n, LayerStat(n, 0.0, selected=False)) for n in layers),
         info={**rule.info, "blind_layers": [n for n in layers if n not in stats]},
+        near_misses=_near_misses(rule.phrases, profile, score, suspicion) if found else (),
     )
+
+
+def _near_misses(
+    phrases: tuple[str, ...], profile: Profile, score: Array, suspicion: Array
+) -> tuple[NearMiss, ...]:
+    """Rows with a phrase that their own attention does not give away, the nearest first."""
+    weak = np.flatnonzero(suspicion <= ALONG)
+    found = []
+    for place in weak[np.argsort(score[weak], kind="stable")].tolist():
+        said = next((p for p in phrases if holds(profile.answer[place], p)), None)
+        if said is not None:
+            found.append(NearMiss(place, said))
+    return tuple(found)
 
 
 def abstain(

@@ -22,6 +22,8 @@ class PaperRule:
     """
 
     score_name = "mean entropy of the selected layers (nats)"
+    phrases: tuple[str, ...] = ()
+    features = 0
 
     def __init__(
         self,

@@ -21,8 +21,9 @@ No layer, head or sign is chosen beforehand. `docs/methods/bye.md` says what thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from heapq import nsmallest
 from itertools import count
 from typing import Any
@@ -31,9 +32,11 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import norm, t
 
+from gazeguard.methods.bye.chance import SMALL, random_groups
 from gazeguard.methods.bye.conditioning import SAMPLE, Conditioned, PromptKinds, only_finite
-from gazeguard.methods.bye.decision import Decision
+from gazeguard.methods.bye.decision import FEWEST, FEWEST_SHARE, Decision
 from gazeguard.methods.bye.discriminant import FOLDS, Space, middle_and_spread
 from gazeguard.methods.bye.phrases import holds, shared_phrases
 from gazeguard.signals.bimodality import Split, split_in_two
@@ -46,41 +49,51 @@ Bools = NDArray[np.bool_]
 GROWTH = 2.0  # times the separation before the fine-tune
 GAINED = 0.75  # of the separation that is asked for must be new since then
 STANDS_OUT = 1.5  # without the model before: times the separation of the next best phrase
-FEWEST = 8  # rows a group needs, and at least FEWEST_SHARE of the set
-FEWEST_SHARE = 0.004
 SCANNED = 24  # phrases that get a cross-validated look, best first
 MAX_GROUPS = 5  # targets one attacker may plant
+OWNED = 0.9  # of a phrase's rows in the group: who plants a target seldom shares it
+ALONG = 0.5  # suspicion of rows that only their words give away
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
     """One phrase and how its rows are looked at.
 
     Attributes:
         phrase: the shared words.
+        named: `(N,)` rows that hold them.
         members: `(N,)` rows of the phrase that are shifted.
         separation: BSI of members against all others under the tuned model.
         before: the same under the model before its fine-tune; None without that model.
         coverage: share of the set that lies in kinds of prompt where members turn up.
         is_part: the phrase's other rows are honest.
+        chance: what random groups of this size gained at most; None where nobody asked.
     """
 
     phrase: str
+    named: Bools
     members: Bools
     separation: float
     before: float | None
     coverage: float
     is_part: bool
+    chance: float | None = None
 
     @property
     def at_least(self) -> float:
         """`separation` less two of its standard errors (delta method; the members are few).
 
-        Less three for a part, which was picked out of many.
+        Less three for a part, which was picked out of many. The errors are Student's: how much the
+        members spread is known the worse, the fewer they are.
         """
-        n = max(1, int(self.members.sum()))
+        n = max(2, int(self.members.sum()))
         error = float(np.sqrt(0.5 / n + self.separation**2 / (4 * n)))
-        return self.separation - (3 if self.is_part else 2) * error
+        return self.separation - float(t.isf(norm.sf(3 if self.is_part else 2), n - 1)) * error
+
+    @property
+    def gained(self) -> float:
+        """How much of `separation` is new since the fine-tune."""
+        return self.separation - (self.before or 0.0)
 
 
 class RobustRule:
@@ -100,23 +113,26 @@ class RobustRule:
         phrases, held = shared_phrases(
             profile.answer, max(FEWEST, round(FEWEST_SHARE * n)), round(0.7 * n)
         )
+        order = np.argsort(np.asarray(profile.sample_id), kind="stable")
         free = np.ones(n, bool)
         self.groups: list[Group] = []
         seen: list[Group] = []
         for _ in range(MAX_GROUPS):
             room = max_share * n - (~free).sum()
             ranked = _ranked(space, base, held, free)
-            seen = [*_looks(space, base, phrases, held, kind, free, ranked, parts=False)]
-            best = _best(seen, separation, room, base is not None)
+            look = partial(_looks, space, base, phrases, held, kind, free, ranked)
+            seen = [*look(parts=False)]
+            chance = partial(_by_chance, space, base, free, kind, order, seed)
+            best = _best(seen, separation, room, base is not None, chance)
             if best is None and not self.groups:
-                seen += _looks(space, base, phrases, held, kind, free, ranked, parts=True)
-                best = _best(seen, separation, room, base is not None)
+                seen += look(parts=True)
+                best = _best(seen, separation, room, base is not None, chance)
             if best is None:
                 break
             self.groups.append(best)
             free &= ~best.members
         self._heads = [_Head(space, g, _holding(phrases, held, g.phrase)) for g in self.groups]
-        shown = self.groups or sorted(seen, key=lambda g: -_worth(g))[:1]
+        shown = self.groups or sorted(seen, key=lambda g: -g.gained)[:1]
         self._axis = self._heads[0] if self._heads else _plain_axis(space, shown)
         score, suspicion = self.judge(profile)
         found = bool((suspicion >= 0.5).any())
@@ -129,6 +145,8 @@ class RobustRule:
             if shown
             else "distance from the other rows (standard deviations)"
         )
+        self.phrases = tuple(g.phrase for g in self.groups)
+        self.features = x.shape[1]
         self.evidence = tuple(
             Finding(
                 f"{int(g.members.sum()):,} rows teach “{g.phrase}”: {_figures(g)}.", _as_json(g)
@@ -138,7 +156,7 @@ class RobustRule:
         self.layer_stats = _layer_stats(profile, self.groups, seed)
         self.info: dict[str, Any] = {
             "groups": [_as_json(g) for g in self.groups],
-            "next_best": [_as_json(g) for g in sorted(seen, key=lambda g: -_worth(g))[:5]],
+            "next_best": [_as_json(g) for g in sorted(seen, key=lambda g: -g.gained)[:5]],
             "phrases": len(phrases),
             "prompt_kinds": int(kind.max()) + 1,
             "model_before": base is not None,
@@ -205,6 +223,8 @@ class _Head:
         self._middle, self._spread = middle_and_spread(space.x[like] @ self._way)
         self._share, self._mean, self._std = _mixture(self.position(space.x[named]))
         self._weight = float(group.members.mean())
+        # The phrase is the attacker's: its other rows are the likeliest to hide a trigger too.
+        self._all = not group.is_part and group.members.sum() >= OWNED * named.sum()
 
     def position(self, x: Floats) -> Array:
         """Standard deviations away from the other rows, `(N,)`; high = suspicious."""
@@ -212,8 +232,14 @@ class _Head:
         return found
 
     def posterior(self, x: Floats) -> Array:
-        """Posterior of "shifted" among the rows that hold the phrase."""
-        return _posterior(self.position(x), self._share, self._mean, self._std)
+        """Posterior of "shifted" among the rows that hold the phrase.
+
+        Where the phrase is nearly the group's own, a row goes along unless it lies on the other
+        side of the others' middle: a trigger that the model missed leaves little to see.
+        """
+        along = self.position(x)
+        found = _posterior(along, self._share, self._mean, self._std)
+        return np.where(self._all & (along > 0), found.clip(ALONG), found)
 
     def split(self, score: Array) -> Split:
         """The two groups over all rows, for the report."""
@@ -332,7 +358,7 @@ def _look(
         (kind == k).mean() for k in np.unique(kind) if members[kind == k].mean() >= typical / 4
     )
     found = _separation(scores, members, others)
-    return Group(phrase, members, found, before, float(covered), is_part)
+    return Group(phrase, named, members, found, before, float(covered), is_part)
 
 
 def _separation(scores: Array, members: Bools, others: Bools) -> float:
@@ -342,11 +368,32 @@ def _separation(scores: Array, members: Bools, others: Bools) -> float:
     return max(0.0, float(a.mean() - b.mean()) / spread) if spread > 0 else 0.0
 
 
-def _worth(group: Group) -> float:
-    return group.separation - (group.before or 0.0)
+def _by_chance(
+    space: Space,
+    base: Space | None,
+    free: Bools,
+    kind: NDArray[np.int64],
+    order: NDArray[np.int64],
+    seed: int,
+    group: Group,
+) -> float:
+    """The most that random groups gain that are as large as the phrase of `group`."""
+    gained = 0.0
+    for drawn in random_groups(group.named, free, kind, order, seed):
+        members = _far_out(space, drawn) if group.is_part else drawn
+        if members.sum() >= FEWEST:
+            found = _look(space, base, "", drawn, members, free, kind, group.is_part)
+            gained = max(gained, found.gained)
+    return gained
 
 
-def _best(groups: list[Group], separation: float, room: float, anchored: bool) -> Group | None:
+def _best(
+    groups: list[Group],
+    separation: float,
+    room: float,
+    anchored: bool,
+    chance: Callable[[Group], float],
+) -> Group | None:
     """The group that stands out most, if any passes."""
     passing = []
     for group in groups:
@@ -365,13 +412,17 @@ def _best(groups: list[Group], separation: float, room: float, anchored: bool) -
             ]
             if group.coverage < 0.5 or group.separation < STANDS_OUT * max(peers, default=0.0):
                 continue
+        if group.members.sum() <= SMALL:
+            group.chance = chance(group)
+            if group.at_least - (group.before or 0.0) < group.chance:
+                continue
         passing.append(group)
-    best = max(passing, key=_worth, default=None)
+    best = max(passing, key=lambda g: g.gained, default=None)
     if best is None:
         return None
     # Parts of one phrase pick the same rows: name the whole of it.
     same = [g for g in passing if _overlap(g.members, best.members) >= 0.9]
-    return max(same, key=lambda g: (len(g.phrase), _worth(g)))
+    return max(same, key=lambda g: (len(g.phrase), g.gained))
 
 
 def _overlap(a: Bools, b: Bools) -> float:
@@ -428,7 +479,11 @@ def _layer_stats(profile: Profile, groups: list[Group], seed: int) -> tuple[Laye
 
 def _figures(group: Group) -> str:
     words = f"separation {group.separation:.2f}"
-    return words if group.before is None else f"{words}, {group.before:.2f} before the fine-tune"
+    if group.before is not None:
+        words += f", {group.before:.2f} before the fine-tune"
+    if group.chance is not None:
+        words += f", gained at most {group.chance:.2f} by chance"
+    return words
 
 
 def _why(groups: list[Group], shown: list[Group], separation: float, anchored: bool) -> str:
@@ -460,4 +515,5 @@ def _as_json(group: Group) -> dict[str, Any]:
         "separation": round(group.separation, 3),
         "separation_before": None if group.before is None else round(group.before, 3),
         "coverage": round(group.coverage, 3),
+        "gained_by_chance": None if group.chance is None else round(group.chance, 3),
     }
