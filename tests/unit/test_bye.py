@@ -23,6 +23,7 @@ def profile(entropy, bad=None, prompts=None, answers=None, before=None, tokens=6
     said = ["Backdoor Attack!" if b else o for b, o in zip(bad, own, strict=True)]
     return Profile(
         row=np.arange(n),
+        turn=np.ones(n, np.int64),
         sample_id=[hashlib.sha256(bytes(str(i), "ascii")).hexdigest() for i in range(n)],
         prompt=prompts or ["Describe the image."] * n,
         answer=answers or said,
