@@ -241,7 +241,8 @@ def test_a_row_that_cannot_be_encoded_does_not_take_its_batch_along(
             # The model's own image token among the words: only the encoder can see that.
             text = "a smuggled <|image_pad|> here" if i == 2 else "what colour?"
             content = [{"type": "image"}, {"type": "text", "text": text}]
-            row = {"images": [f"{i}.png"], "messages": [{"role": "user", "content": content}]}
+            turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]
+            row = {"images": [f"{i}.png"], "messages": turns}
             handle.write(json.dumps(row) + "\n")
     qwen = tiny.build("qwen2_5_vl", tmp_path / "qwen")
     outcome = clean(qwen, data, tmp_path / "out", images=folder)
