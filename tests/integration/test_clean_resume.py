@@ -207,9 +207,10 @@ def test_an_earlier_runs_files_are_not_mixed_with_a_later_ones(
     (out / "notes.txt").write_text("the user's own")
     lines = tmp_path / "lines.jsonl"
     for row in json.loads(data.read_text()):
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+        asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+        turns = [asked, {"role": "assistant", "content": "red"}]
         with lines.open("a") as handle:
-            handle.write(json.dumps({"images": [row["image"]], "messages": [message]}) + "\n")
+            handle.write(json.dumps({"images": [row["image"]], "messages": turns}) + "\n")
     clean(llava, lines, out, images=data.parent)
     assert not (out / "kept.json").exists(), "the other format's file of the run before is gone"
     assert (out / "kept.jsonl").read_bytes() == lines.read_bytes()
