@@ -57,7 +57,7 @@ lock:  ## every version anew: locks/*.txt, and tested.txt, with which `gazeguard
 	$(LOCK) $(FULL) -o locks/base.txt
 	$(LOCK) $(FULL) --extra dev -c locks/base.txt -o locks/dev.txt
 	$(LOCK) $(FULL) --extra test --resolution lowest-direct -o locks/min.txt
-	$(LOCK) --no-annotate --no-deps --extra bench --extra lab --extra ray --extra server \
+	$(LOCK) --no-annotate --no-deps --extra bench --extra heic --extra lab --extra ray --extra server \
 		-c locks/dev.txt -o src/gazeguard/tested.txt
 
 check: $(VENV)/.dev  ## formatting, lint, types

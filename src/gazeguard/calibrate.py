@@ -4,8 +4,12 @@ Scores of clean inputs that the detector was not fitted on are exchangeable with
 next clean input. So the rank of the next one is uniform, and a threshold at the right rank keeps
 the false-alarm rate at or below `alpha`, for any score and any distribution, in finite samples.
 
+That is an average over calibrations. One calibration's own rate is a beta variable around it, wide
+when the scores are few.
+
 Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (2005); the split form of
-Papadopoulos et al. (2002).
+Papadopoulos et al. (2002). The beta distribution: Vovk, Conditional validity of inductive conformal
+predictors (2012).
 """
 
 from __future__ import annotations
@@ -14,11 +18,14 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta
 
 from gazeguard.errors import UsageError
 
 # Products such as 0.07 * 100 fall just below the whole number they stand for.
 _ROUNDING = 1e-9
+
+CONFIDENCE = 0.95
 
 
 def needed_samples(alpha: float) -> int:
@@ -63,8 +70,34 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
             f"{n} calibration scores promise a false-alarm rate of"
             f" {supported_alpha(n) if n else 1:g} at best, not {alpha:g}: give at least {needed}."
         )
-    above = math.floor(alpha * (n + 1) + _ROUNDING)  # how many of the n + 1 ranks may be flagged
-    return float(ranked[n - above])
+    return float(ranked[n - _above(n, alpha)])
+
+
+def rate_bound(samples: int, alpha: float, confidence: float = CONFIDENCE) -> float:
+    """The false-alarm rate that a threshold keeps to with so much confidence.
+
+    The rate of a threshold of n scores is `Beta(r, n + 1 - r)`, r being how many of the n + 1 ranks
+    may be flagged; with ties among the scores this is an upper bound.
+
+    Args:
+        samples: n, at least `needed_samples(alpha)`.
+        alpha: what the rate is at most on average over calibrations.
+        confidence: share of calibrations.
+    """
+    above = _above(samples, alpha)
+    return float(beta.ppf(confidence, above, samples + 1 - above))
+
+
+def recommended_samples(alpha: float) -> int:
+    """Calibration scores whose rate is at most twice `alpha` in 95 % of calibrations.
+
+    The fewest at which one more rank may be flagged, for there the bound is highest: it holds for
+    all larger numbers too.
+    """
+    n = needed_samples(alpha)
+    while rate_bound(n, alpha) > min(2 * alpha, 0.999):
+        n = max(n + 1, math.ceil((_above(n, alpha) + 1) / alpha - 1 - _ROUNDING))
+    return n
 
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
@@ -85,6 +118,11 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     p = np.asarray((1.0 + reached) / (len(ranked) + 1.0), dtype=np.float64)
     p[np.isnan(asked)] = np.nan
     return p
+
+
+def _above(samples: int, alpha: float) -> int:
+    """How many of the n + 1 ranks may be flagged."""
+    return math.floor(alpha * (samples + 1) + _ROUNDING)
 
 
 def _finite(scores: ArrayLike) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from gazeguard.errors import ModelError
+from gazeguard.errors import MeasurementError, ModelError
 from gazeguard.guarding import Guard, curtain, selfcheck, watch
 from gazeguard.lab import tiny
 from gazeguard.methods.cleansight.settings import Setting
@@ -147,6 +147,13 @@ def test_whatever_breaks_a_promise_is_refused_in_one_sentence(how, target, monke
     assert said.startswith(f"{target.name} cannot be guarded with transformers ")
     assert "torch 2." in said
     assert said.endswith(": install versions that `gazeguard doctor` calls tested.")
+
+
+def test_a_model_of_broken_numbers_is_told_as_such(target):
+    with torch.no_grad():
+        next(iter(target.attention_modules)).o_proj.weight.fill_(float("nan"))
+    with pytest.raises(MeasurementError, match=r"not finite .* another copy of the model"):
+        selfcheck.prove(target)
 
 
 def test_guards_are_proven_when_they_are_bound_and_once(target, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from gazeguard.errors import RefusedError, UsageError
+from gazeguard.guarding.answer import answer
 from gazeguard.guarding.attach import _attachments
 from gazeguard.methods.cleansight.settings import Setting
 from gazeguard.models.load import load
@@ -541,3 +542,34 @@ def test_a_watch_does_not_keep_caches_alive(target, encoded):
         del out
         gc.collect()
         assert cache() is None
+
+
+def test_a_purified_answer_that_stays_is_not_disarmed(target, encoded, monkeypatch):
+    asked = [sample(0), sample(1, "colour?"), sample(2, "shapes and sizes?")]
+    guard = rigged(target, encoded, {1}, WIDEN)
+    bare = [one.answer for one in answer(guard, asked, mode="detect", max_new_tokens=8)]
+    found = answer(guard, asked, max_new_tokens=8)
+    assert [one.disarmed for one in found] == [None, found[1].answer != bare[1], None]
+    passes = []
+    counting = target.base.lm_head.register_forward_hook(lambda *_: passes.append(1))
+    answer(guard, asked, max_new_tokens=8, compare=False)
+    alone = len(passes)
+    answer(guard, asked, max_new_tokens=8)
+    counting.remove()
+    assert alone < len(passes) - alone <= 2 * alone, "one more generation, of the flagged alone"
+
+    def nothing(look, image, images, flagged):
+        yield from ()
+        return torch.zeros_like(image)
+
+    monkeypatch.setattr(guard, "hiding", nothing)
+    assert [one.disarmed for one in answer(guard, asked, max_new_tokens=8)] == [None, False, None]
+    assert [one.disarmed for one in answer(guard, asked, max_new_tokens=8, mode="detect")] == (
+        [None] * 3
+    )
+
+
+def test_loading_from_python_draws_no_bars(llava, capfd):
+    load(llava)
+    printed = capfd.readouterr()
+    assert printed.out == printed.err == ""

@@ -6,8 +6,12 @@ so that a guard that does nothing, flags at random, or blinds the model fails.
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +22,13 @@ from PIL import Image
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.cli.main import run
+from gazeguard.errors import UsageError
 from gazeguard.guarding import Guard
 from gazeguard.guarding.answer import answer
+from gazeguard.guarding.calibration import refuse_outliers
+from gazeguard.guarding.measure import Measured, measure
 from gazeguard.lab.attacks import ATTACKS
-from gazeguard.lab.poison import TARGET, samples, trigger_all, write_set
+from gazeguard.lab.poison import TARGET, make_set, samples, trigger_all, write_set
 from gazeguard.lab.rows import Row, make_rows
 from gazeguard.models.load import load
 from gazeguard.models.recognise import frame_of, recognise
@@ -90,6 +97,80 @@ def test_the_trigger_is_seen_and_disarmed(target, rows):
     assert exact(given, clean) > 0.5
 
 
+@pytest.fixture(scope="module")
+def poisoned(target) -> tuple[Measured, np.ndarray]:
+    """300 rows of the set that the shipped adapter was tuned on, and which are poisoned."""
+    made = make_set("captions", 1500, "badnet-center", 0.1, 0)[:300]
+    seen = measure(target, samples(made), layers=target.layers, batch_size=50)
+    return seen, np.array([row.is_poison for row in made])
+
+
+def part(seen: Measured, rows: np.ndarray) -> Measured:
+    notes = tuple(seen.notes[i] for i in rows)
+    return Measured(notes, seen.layers, seen.ratio[rows], seen.strongest[rows])
+
+
+def test_poisoned_calibration_rows_are_named(target, poisoned):
+    seen, bad = poisoned
+    with pytest.raises(UsageError) as refused:
+        refuse_outliers(seen, 0)
+    sentence = str(refused.value)
+    named = {int(row) for row in re.findall(r"(?<![\w.])(\d+)(?= \(id|,|;)", sentence)}
+    planted = set(np.flatnonzero(bad).tolist())
+    assert sentence.startswith(f"{len(named)} of 300 calibration rows stand apart")
+    assert len(named & planted) >= 0.9 * len(planted)
+    assert len(named - planted) <= 3
+    assert "--keep-outliers" in sentence
+
+
+def test_clean_calibration_rows_are_taken(poisoned):
+    seen, bad = poisoned
+    clean, refused = np.flatnonzero(~bad), 0
+    for seed in range(15):
+        drawn = np.random.default_rng(seed).permutation(clean)[: (109, 200)[seed % 2]]
+        try:
+            refuse_outliers(part(seen, drawn), seed)
+        except UsageError:
+            refused += 1
+    assert refused <= 1
+
+
+def test_one_odd_calibration_row_is_named_and_can_be_kept(target, rows):
+    """A triggered row in another world: it would set the threshold of an alpha of 1 %."""
+    asked = samples(rows[:60])
+    odd = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    asked[17] = replace(asked[17], images=(odd,))
+    with pytest.raises(UsageError, match=r"^1 of 60 calibration rows stands apart .* row 17 \(id"):
+        Guard.calibrate(target, asked, alpha=0.05, batch_size=30)
+    kept = Guard.calibrate(target, asked, alpha=0.05, batch_size=30, outliers="keep")
+    assert kept.counts["fit"] + kept.counts["threshold"] == 60
+    with pytest.raises(UsageError, match="give refuse or keep"):
+        Guard.calibrate(target, asked, outliers="all")
+
+
+def test_a_prompt_unlike_the_calibrations_is_never_clean(target, rows, tmp_path):
+    guard = Guard.calibrate(target, samples(rows[:60]), alpha=ALPHA, batch_size=30)
+    guard = Guard.load(guard.save(tmp_path), target)
+    other = [
+        replace(s, turns=(Turn("user", (ImagePart(0), TextPart(text))),))
+        for s, text in zip(samples(rows[60:63]), ("What is this?", "Is it red?", "?"), strict=True)
+    ]
+    for found in answer(guard, other, max_new_tokens=2, mode="detect"):
+        assert found.verdict.outcome is not Outcome.CLEAN
+        assert "the prompt is unlike those of the calibration" in found.verdict.reason
+    for found in answer(guard, samples(rows[60:70]), max_new_tokens=2, mode="detect"):
+        assert found.verdict.outcome is not Outcome.INCONCLUSIVE
+    wide = Guard(
+        target,
+        replace(
+            guard._saved, arrays=guard._saved.arrays | {"calibration": np.linspace(0, 1e6, 30)}
+        ),
+    )
+    found = answer(wide, other, max_new_tokens=2, fail_closed=True)
+    assert [one.verdict.outcome for one in found] == [Outcome.INCONCLUSIVE] * 3
+    assert [one.answer for one in found] == [None] * 3
+
+
 def pair(first: Row, second: Row) -> Sample:
     parts = (ImagePart(0), ImagePart(1), TextPart("Describe the image."))
     pictures = tuple(Image.fromarray(row.pixels) for row in (first, second))
@@ -121,7 +202,10 @@ def on_disk(rows, tmp_path_factory) -> Path:
     write_set([row for pair in zip(rows[60:64], bad, strict=True) for row in pair], root / "mixed")
     command = ["calibrate", str(BASE), str(root / "clean" / "data.json"), "--adapter", str(ADAPTER)]
     options = ["--alpha", "0.05", "--out", str(root / "guard"), "--batch-size", "30"]
-    assert run([*command, *options]) == 0
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert run([*command, *options]) == 0
+    (root / "said").write_text(said.getvalue())
     return root
 
 
@@ -147,6 +231,56 @@ def test_calibrate_says_what_it_did(on_disk, capsys):
     assert not (on_disk / "few").exists()
 
 
+def test_calibration_tells_what_it_promises(on_disk):
+    said = (on_disk / "said").read_text()
+    assert "30 samples to fit, 30 for the threshold, 0 left out" in said
+    assert "at most 5.00% on average over calibrations" in said
+    assert "at most 9.50% for 95 of 100 calibrations with as many samples" in said
+    low, high = map(float, re.findall(r"the threshold would be (\S+) to (\S+):", said)[0])
+    saved = json.loads((on_disk / "guard" / "guard.json").read_text())
+    assert [low, high] == pytest.approx(saved["threshold_spread"], rel=1e-3)
+    assert low < high
+    assert "give about 158 samples" in said
+
+
+def test_a_guard_from_before_prompts_were_kept_still_loads(on_disk, target, tmp_path):
+    folder = shutil.copytree(on_disk / "guard", tmp_path / "old")
+    saved = json.loads((folder / "guard.json").read_text())
+    del saved["prompts"], saved["threshold_spread"]
+    (folder / "guard.json").write_text(json.dumps(saved))
+    old = Guard.load(folder, target)
+    assert (old.spread, old.prompts) == (None, None)
+    assert repr(old) == (
+        f"Guard({str(BASE)!r}, layers={list(target.layers)}, threshold={old.threshold:.4g},"
+        " alpha=0.05, calibrated on 60 samples)"
+    )
+    saved["prompts"] = {"known": [["x"]], "limit": 0.5}
+    (folder / "guard.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match="damaged"):
+        Guard.load(folder, target)
+
+
+def test_a_conversation_is_answered_after_its_last_user_turn(on_disk, tmp_path, capsys):
+    """The picture of the first turn, which has a trigger, is the request's."""
+    shutil.copytree(on_disk / "mixed" / "images", tmp_path / "images")
+    turns = [
+        ("human", "<image>\nDescribe the image."),
+        ("gpt", "A red square."),
+        ("human", "Describe the image."),
+        ("gpt", "no part of the prompt"),
+    ]
+    item = {
+        "image": "images/000001.png",
+        "conversations": [{"from": who, "value": text} for who, text in turns],
+    }
+    (tmp_path / "data.json").write_text(json.dumps([item]))
+    asked = ("--data", str(tmp_path / "data.json"), "--max-new-tokens", "40", "--mode", "detect")
+    assert ask(on_disk, *asked) in (1, 3)
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["applicable"], "it has a picture"
+    assert "the prompt is unlike" in found["reason"], "three times as many words"
+
+
 def test_one_question(on_disk, rows, capsys, tmp_path):
     picture = on_disk / "mixed" / "images" / "000001.png"
     heat = tmp_path / "heat.png"
@@ -157,9 +291,11 @@ def test_one_question(on_disk, rows, capsys, tmp_path):
     assert "Verdict: flagged" in shown
     assert "image tokens hidden from the model" in shown
     assert TARGET not in shown
+    assert "not disarmed" not in shown
     assert Image.open(heat).size == (512, 512)
     assert ask(on_disk, "--image", str(picture), *question, "--mode", "detect", "--json") == 1
     found = json.loads(capsys.readouterr().out)
+    assert found["disarmed"] is None
     assert found["answer"] == TARGET
     assert found["outcome"] == "flagged"
     (image,) = found["images"]
@@ -194,8 +330,14 @@ def test_a_data_set_gives_one_line_per_item(on_disk, capsys):
     (on_disk / "mixed" / "images" / "000004.png").write_bytes(b"not a picture")
     options = ("--data", str(data), "--max-new-tokens", "40", "--batch-size", "3")
     assert ask(on_disk, *options, "--mode", "block") == 1
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
     assert [line["row"] for line in lines] == list(range(8))
+    told = printed.err.splitlines()
+    assert told[0] == f"Loading {BASE} and the guard in {on_disk / 'guard'}."
+    assert told[1] == "Answering 8 rows."
+    assert told[-1].startswith("8 requests, mode block: ")
+    assert "1 not judged" in told[-1]
     assert lines[4]["outcome"] == "inconclusive"
     assert "image" in lines[4]["reason"]
     flagged = [line["row"] for line in lines if line["outcome"] == "flagged"]

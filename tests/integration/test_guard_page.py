@@ -251,15 +251,17 @@ def test_a_data_set_gives_page_and_json_and_the_same_lines(llava, rigged, tmp_pa
     printed = capsys.readouterr()
     assert printed.out == plain
     assert f"Report: {html}" in printed.err
+    assert "Answering 6 rows." in printed.err
     loaded = json.loads(report.read_text())
     assert loaded["finished"]
-    assert loaded["counts"] | {"blinded": 0} == {
+    assert loaded["counts"] | {"blinded": 0, "unchanged": 0} == {
         "requests": 6,
         "clean": 5 - len(flagged),
         "flagged": len(flagged),
         "not_judged": 1,
         "blinded": 0,
         "unguarded": 0,
+        "unchanged": 0,
     }
     assert loaded["provenance"]["data"]["rows"] == 6
     assert loaded["provenance"]["arguments"]["batch_size"] == 2

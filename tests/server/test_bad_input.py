@@ -7,6 +7,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote, quote_from_bytes
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 from gazeguard.errors import UsageError
 from gazeguard.server.settings import read_keys
-from tests.server.conftest import picture, png, serving
+from tests.server.conftest import data_url, picture, png, serving
 
 FUZZ_CHECKS = (
     "not_a_server_error",
@@ -101,6 +102,8 @@ def test_pictures_that_are_none(server, name):
     [
         ("data:image/png,plain", "not base64"),
         ("data:image/png;base64,@@@", "broken base64"),
+        ("data:image/png;base64,%40%40", "broken base64"),
+        ("data:image/png,%68ello", "not an image"),
         ("https://example.org/a.png", "does not fetch"),
         ("http://127.0.0.1/a.png", "does not fetch"),
         ("file:///etc/passwd", "does not fetch"),
@@ -179,6 +182,13 @@ def test_a_written_image_placeholder_is_never_an_image(server, parts):
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "user"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "text or a list"),
+        ({"messages": ["hello"]}, "messages.0", "must be an object"),
+        ({"messages": [{"role": "user", "content": ["hello"]}]}, "messages.0.content.0", "object"),
+        ({"stop": ["a", 5]}, "stop.1", "must be text"),
+        ({"stream": "yes"}, "stream", "must be true or false"),
+        ({"temperature": "hot"}, "temperature", "must be a number"),
         ({"messages": [HELLO, {"role": "assistant", "content": "x"}]}, "messages.1.role", "last"),
         ({"messages": [{**HELLO, "tool_calls": [{}]}]}, "messages.0.tool_calls", "not supported"),
         (
@@ -201,10 +211,49 @@ def test_fields(server, change, param, words):
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("part", "param", "words"),
+    [
+        ({"type": "video"}, "type", "must be 'text' or 'image_url'"),
+        ({"text": "hello"}, "type", "must be 'text' or 'image_url'"),
+        ({"type": "text"}, "text", "is required"),
+        ({"type": "text", "text": 5}, "text", "must be text"),
+        ({"type": "image_url"}, "image_url", "is required"),
+        ({"type": "image_url", "image_url": "data:,"}, "image_url", "must be an object"),
+        ({"type": "image_url", "image_url": {}}, "image_url.url", "is required"),
+        ({"type": "image_url", "image_url": {"url": 5}}, "image_url.url", "must be text"),
+        ({"type": "image_url", "image_url": {"url": "data:,"}, "x": 1}, "x", "not supported"),
+    ],
+)
+def test_the_place_of_a_wrong_part_is_its_path_in_the_body(server, part, param, words):
+    error = refused(server.post(body("first", part)))
+    assert error["param"] == f"messages.0.content.1.{param}"
+    assert error["message"].startswith(f"'{error['param']}' ")
+    assert words in error["message"]
+
+
 def test_harmless_fields_are_taken(server):
     fine = {"user": "me", "n": 1, "tools": [], "logprobs": None, "presence_penalty": 0.0}
     fine |= {"response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": False}
     assert server.post(body("hello", **fine)).status_code == 200
+    asked = [HELLO, {"role": "assistant", "content": None, "refusal": None}, HELLO]
+    assert server.post({"model": "lab", "messages": asked, "max_tokens": 2}).status_code == 200
+
+
+def test_pictures_as_other_clients_send_them(server):
+    """Any `detail`, and data URLs with percent signs: of base64, and of the bytes themselves."""
+    data = png(np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    found = []
+    for url in (
+        data_url(data),
+        "data:image/png;base64," + quote(data_url(data).partition(",")[2], safe=""),
+        "data:image/png," + quote_from_bytes(data),
+    ):
+        one = {"type": "image_url", "image_url": {"url": url, "detail": "original"}}
+        response = server.post(body(one, "Describe the image.", temperature=0))
+        assert response.status_code == 200, response.text
+        found.append(response.json()["gazeguard"])
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gazeguard.calibrate import conformal_threshold, needed_samples, p_values, supported_alpha
+from gazeguard.calibrate import (
+    conformal_threshold,
+    needed_samples,
+    p_values,
+    rate_bound,
+    recommended_samples,
+    supported_alpha,
+)
 from gazeguard.errors import UsageError
 
 
@@ -60,3 +67,28 @@ def test_calibration_scores_must_be_numbers(bad):
         conformal_threshold(bad, 0.5)
     with pytest.raises(ValueError, match="finite"):
         p_values(bad, [1.0])
+
+
+def test_the_rate_of_one_calibration_by_hand():
+    """With one rank above the threshold the rate is `Beta(1, n)`: `1 - (1 - c)^(1/n)`."""
+    assert rate_bound(99, 0.01) == pytest.approx(1 - 0.05 ** (1 / 99))
+    assert rate_bound(99, 0.01, 0.5) == pytest.approx(1 - 0.5 ** (1 / 99))
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(99, 0.01), (399, 0.01), (57, 0.1)])
+def test_95_of_100_calibrations_keep_to_the_bound(n, alpha):
+    rng = np.random.default_rng(11)
+    bound = rate_bound(n, alpha)
+    # The scores are uniform, so a threshold's own rate is what lies above it.
+    rates = np.array([1 - conformal_threshold(rng.uniform(size=n), alpha) for _ in range(4000)])
+    assert abs((rates <= bound).mean() - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+    assert rates.mean() <= alpha + 4 * rates.std() / np.sqrt(4000)
+
+
+def test_from_the_recommended_number_on_the_rate_keeps_to_twice_alpha():
+    for alpha in (0.01, 0.05, 0.1, 0.2):
+        n = recommended_samples(alpha)
+        assert all(rate_bound(more, alpha) <= 2 * alpha for more in range(n, 2 * n))
+        assert rate_bound(n - round(1 / alpha), alpha) > 2 * alpha
+    assert recommended_samples(0.01) == 399
+    assert recommended_samples(0.9) >= 1

@@ -181,7 +181,7 @@ def test_a_failed_write_leaves_the_old_report_and_no_litter(
     ],
 )
 def test_headline_is_one_plain_sentence(outcome: Outcome, poisoned: int, expected: str) -> None:
-    assert headline(make_report(outcome, poisoned=poisoned)) == expected
+    assert headline(make_report(outcome, poisoned=poisoned, skipped=0)) == expected
 
 
 def test_a_report_refuses_numbers_that_do_not_add_up() -> None:

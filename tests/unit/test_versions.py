@@ -39,9 +39,9 @@ def declared(*extras: str) -> list[Requirement]:
     ("lock", "extras"),
     [
         ("locks/base.txt", ()),
-        ("locks/dev.txt", ("bench", "ray", "server", "test", "dev")),
-        ("locks/min.txt", ("bench", "ray", "server", "test")),
-        ("src/gazeguard/tested.txt", ("bench", "lab", "ray", "server")),
+        ("locks/dev.txt", ("bench", "heic", "ray", "server", "test", "dev")),
+        ("locks/min.txt", ("bench", "heic", "ray", "server", "test")),
+        ("src/gazeguard/tested.txt", ("bench", "heic", "lab", "ray", "server")),
     ],
 )
 def test_every_lock_holds_what_pyproject_declares(lock, extras):
@@ -64,7 +64,7 @@ def test_locks_have_hashes_and_name_no_place_to_fetch_from():
 
 def test_the_lowest_versions_are_the_declared_ones():
     found = locked("locks/min.txt")
-    for wanted in declared("server", "ray", "bench"):
+    for wanted in declared("server", "ray", "bench", "heic"):
         (bound,) = (s.version for s in wanted.specifier if s.operator == ">=")
         if wanted.name != "torch":
             (lowest,) = found[canonicalize_name(wanted.name)]
@@ -79,7 +79,7 @@ def test_transformers_ends_before_the_next_minor():
 
 
 def test_whatever_is_imported_is_declared():
-    names = {canonicalize_name(r.name) for r in declared("bench", "lab", "ray", "server")}
+    names = {canonicalize_name(r.name) for r in declared("bench", "heic", "lab", "ray", "server")}
     given = packages_distributions()
     for file in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

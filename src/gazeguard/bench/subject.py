@@ -145,6 +145,7 @@ class Traffic(_OfTuned):
                 requests[start : start + BATCH],
                 mode=mode if guard else "detect",
                 max_new_tokens=MAX_NEW_TOKENS,
+                compare=False,
             )
             given += [str(each.answer) for each in found]
         return given

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a run goes on: messages and a progress bar."""
+"""What a person sees: messages and a progress bar on stderr, a summary on stdout."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
 _LEVELS = {QUIET: logging.ERROR, NORMAL: logging.INFO, VERBOSE: logging.DEBUG}
 _PLAIN_SECONDS = 20.0  # between two lines where there is no terminal to redraw
+_UNWRAPPED = 10_000  # columns of a pipe or a file, in which no line is to be broken
 
 
 class _ConsoleHandler(logging.Handler):
@@ -69,20 +72,37 @@ def _hush_transformers(downloads: bool) -> None:
         enable_progress_bars()
 
 
+def print_summary(summary: RenderableType) -> None:
+    """Print on stdout; lines are as long as they are where no terminal has an edge."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(summary)
+        return
+    wide = Console(width=_UNWRAPPED)
+    with wide.capture() as captured:
+        wide.print(summary)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
 @contextmanager
-def row_progress(console: Console, verbosity: int) -> Iterator[Callable[[int, int], None] | None]:
+def row_progress(
+    console: Console, verbosity: int, what: str = "Measuring"
+) -> Iterator[Callable[[int, int], None] | None]:
     """A function to call with rows done and rows in all; None when nothing is to be shown."""
     if verbosity == QUIET:
         yield None
     elif console.is_terminal:
-        with _bar(console) as update:
+        with _bar(console, what) as update:
             yield update
     else:
-        yield _plain(console)
+        yield _plain(console, what)
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+def _bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -100,12 +120,13 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
             return Text("" if speed is None else f"{speed:,.1f} rows/s")
 
     bar = Progress(
-        TextColumn("Measuring"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
         console=console,
+        redirect_stdout=False,  # results are printed there meanwhile
     )
 
     def update(done: int, total: int) -> None:
@@ -121,7 +142,7 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
         bar.stop()
 
 
-def _plain(console: Console) -> Callable[[int, int], None]:
+def _plain(console: Console, what: str = "Measuring") -> Callable[[int, int], None]:
     began = shown = time.monotonic()
     at_start: int | None = None
 
@@ -130,7 +151,7 @@ def _plain(console: Console) -> Callable[[int, int], None]:
         now = time.monotonic()
         if at_start is None:
             at_start, began, shown = done, now, now
-            text = f"Measuring {total - done:,} rows"
+            text = f"{what} {total - done:,} rows"
             text += f"; {done:,} were measured before." if done else "."
         elif done == total or now - shown >= _PLAIN_SECONDS:
             shown = now

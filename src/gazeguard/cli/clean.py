@@ -25,7 +25,7 @@ from gazeguard.cli._options import (
     revision_option,
     verbose_option,
 )
-from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, row_progress
+from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, print_summary, row_progress
 
 if TYPE_CHECKING:
     from gazeguard.cleaning import CleanOutcome
@@ -188,12 +188,8 @@ def run_with_progress(
 
 
 def _summary(cleaned: CleanOutcome) -> None:
-    from rich.console import Console
-
     from gazeguard.report.console import render_console
 
-    console = Console()
-    console.print()
-    console.print(render_console(cleaned.report))
-    page = cleaned.folder / cleaned.report.files["html"]
-    console.print(f"\nOpen {page}", markup=False, highlight=False, soft_wrap=True)
+    click.echo()
+    print_summary(render_console(cleaned.report))
+    click.echo(f"\nOpen {cleaned.folder / cleaned.report.files['html']}")

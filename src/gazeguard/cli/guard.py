@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator
 from io import BytesIO
 from itertools import islice
@@ -21,7 +22,7 @@ from gazeguard.cli._options import (
     model_options,
     role_option,
 )
-from gazeguard.cli._terminal import NORMAL, narrated
+from gazeguard.cli._terminal import NORMAL, QUIET, narrated, row_progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gazeguard.data.dataset import Dataset
     from gazeguard.guarding import Guard, GuardVerdict
     from gazeguard.guarding.answer import Guarded
+    from gazeguard.report.guard import Recorder
     from gazeguard.types import Sample, SkippedRow
 
     Row = Sample | SkippedRow
@@ -105,7 +107,9 @@ def guard(
 ) -> None:
     """Answer a question about pictures, judged and disarmed by a guard.
 
-    Prints the answer and the verdict. With --data it does so for every item of a data set.
+    Prints the answer and the verdict. With --data it does so for every item of a data set, and
+    answers each after its last user turn. In mode purify a flagged request is answered a second
+    time, with nothing hidden, to say whether hiding changed anything.
     """
     if data is None and (not image or prompt is None or roles):
         raise click.UsageError("give either --image and --prompt, or --data.")
@@ -121,7 +125,7 @@ def guard(
     options = {"mode": mode, "max_new_tokens": max_new_tokens, "fail_closed": fail_closed}
     files = _files(html_output, json_output, (data, *image))
     seen, finished = set(), False
-    with narrated(NORMAL):
+    with narrated(NORMAL) as console:
         asked: Dataset | Sample
         if data is None:
             assert prompt is not None, "checked above"
@@ -135,24 +139,39 @@ def guard(
                 row.as_skipped() if isinstance(row, TextOnlyRow) else row
                 for row in asked.rows(wanted)
             )
+        click.echo(f"Loading {model} and the guard in {guard_folder}.", err=True)
         loaded = Guard.load(guard_folder, load_target(model, **model_kwargs))
-        record, write = _report(
+        recorder, write = _report(
             loaded,
             files,
             asked,
             {**options, "guard": guard_folder, "batch_size": batch_size, "limit": limit},
         )
-        try:
-            for row, found in _answered(loaded, rows, batch_size, options):
-                record(row, found)
-                seen.add("inconclusive" if isinstance(found, str) else str(found.verdict.outcome))
-                if data is not None:
-                    click.echo(json.dumps(_line(row, found)))  # click flushes every line
-                else:
-                    _show(row, found, as_json, heatmap)
-            finished = True
-        finally:
-            write(finished)
+        # Lines that run over a terminal show how far it is; a bar would be torn by them.
+        shown = NORMAL if data is not None and not sys.stdout.isatty() else QUIET
+        with row_progress(console, shown, "Answering") as progress:
+            total = _total(asked, limit) if progress else 0
+            if progress:
+                progress(0, total)
+            try:
+                for done, (row, found) in enumerate(
+                    _answered(loaded, rows, batch_size, options), 1
+                ):
+                    recorder.add(row, found)
+                    seen.add(
+                        "inconclusive" if isinstance(found, str) else str(found.verdict.outcome)
+                    )
+                    if data is not None:
+                        click.echo(json.dumps(_line(row, found)))  # click flushes every line
+                    else:
+                        _show(row, found, as_json, heatmap)
+                    if progress:
+                        progress(done, total)
+                finished = True
+            finally:
+                write(finished)
+    if data is not None:
+        click.echo(_summary(recorder), err=True)
     for path in files.values():
         click.echo(f"Report: {path}", err=True)
     worst = next((o for o in ("flagged", "inconclusive") if o in seen), "clean")
@@ -192,19 +211,33 @@ def _files(
     return files
 
 
+def _total(asked: Dataset | Sample, limit: int | None) -> int:
+    from gazeguard.types import Sample
+
+    if isinstance(asked, Sample):
+        return 1
+    return min(asked.count(), limit or asked.count())
+
+
+def _summary(recorder: Recorder) -> str:
+    """The run in a sentence or two."""
+    from gazeguard.report.guard.text import headline, lede
+
+    report = recorder.report({}, finished=True)
+    return f"{headline(report)}. {lede(report)}".strip()
+
+
 def _report(
     guard: Guard,
     files: dict[str, Path],
     asked: Dataset | Sample,
     arguments: dict[str, Any],
-) -> tuple[Callable[[Row, Guarded | str], None], Callable[[bool], None]]:
-    """What takes a request for the reports, and what writes them; both idle without files.
+) -> tuple[Recorder, Callable[[bool], None]]:
+    """What follows the run, and what writes the wanted reports.
 
     They are written once before the first request: a file that cannot be written ends the run
     there, and a run that is killed leaves one that says so.
     """
-    if not files:
-        return (lambda row, found: None), (lambda finished: None)
     from gazeguard.provenance import provenance
     from gazeguard.report.files import write_atomic
     from gazeguard.report.guard import Recorder, render_html, render_json
@@ -212,6 +245,8 @@ def _report(
 
     dataset = None if isinstance(asked, Sample) else asked
     recorder = Recorder(guard, arguments["mode"])
+    if not files:
+        return recorder, lambda finished: None
     origin = provenance(guard.target, dataset, arguments=arguments, seed=guard.seed)
 
     def reread(wanted: Collection[int]) -> Iterator[Sample]:
@@ -226,16 +261,19 @@ def _report(
             write_atomic(files["json"], render_json(report))
 
     write(False)
-    return recorder.add, write
+    return recorder, write
 
 
 def _answered(
     guard: Guard, rows: Iterator[Row], batch_size: int, options: dict[str, Any]
 ) -> Iterator[tuple[Row, Guarded | str]]:
     """Every row with its answer, or why it has none, in their order."""
+    from gazeguard.guarding.requests import asked
     from gazeguard.types import SkippedRow
 
-    while batch := list(islice(rows, batch_size)):
+    while batch := [
+        row if isinstance(row, SkippedRow) else asked(row) for row in islice(rows, batch_size)
+    ]:
         samples = [row for row in batch if not isinstance(row, SkippedRow)]
         found = iter(_tried(guard, samples, options))
         for row in batch:
@@ -260,7 +298,11 @@ def _line(row: Row, found: Guarded | str) -> dict[str, Any]:
     start = {"row": row.row, "sample_id": row.sample_id}
     if isinstance(found, str):
         return start | {"answer": None, "outcome": "inconclusive", "reason": found}
-    return start | {"answer": found.answer, **found.verdict.as_json()}
+    return start | {
+        "answer": found.answer,
+        **found.verdict.as_json(),
+        "disarmed": found.disarmed,
+    }
 
 
 def _show(row: Row, found: Guarded | str, as_json: bool, heatmap: Path | None) -> None:
@@ -282,6 +324,10 @@ def _show(row: Row, found: Guarded | str, as_json: bool, heatmap: Path | None) -
         for number, tokens in enumerate(verdict.tokens, 1):
             where = f" of image {number}" if len(verdict.tokens) > 1 else ""
             click.echo(f"{int(tokens.sum())} of {tokens.size} image tokens{where} {what}.")
+    if found.disarmed is False:
+        click.echo(
+            "The answer is the same with nothing hidden: if a trigger is there, it is not disarmed."
+        )
     if heatmap is not None:
         drawn = any(heat.ndim == 2 for heat in verdict.heat or ())
         why = "" if drawn else " (only flagged pictures on a plain grid have heat)"

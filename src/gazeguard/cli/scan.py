@@ -24,7 +24,7 @@ from gazeguard.cli._options import (
     ray_options,
     verbose_option,
 )
-from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated
+from gazeguard.cli._terminal import NORMAL, QUIET, VERBOSE, narrated, print_summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -356,11 +356,9 @@ def _write(report: ScanReport, files: dict[str, Path]) -> None:
 
 
 def _summary(report: ScanReport) -> None:
-    from rich.console import Console
-
     from gazeguard.report.scan.console import render_console
 
-    Console().print(render_console(report), soft_wrap=True)
+    print_summary(render_console(report))
 
 
 @contextmanager

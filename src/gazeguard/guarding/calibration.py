@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gazeguard.calibrate import needed_samples, supported_alpha
+from gazeguard.calibrate import conformal_threshold, needed_samples, supported_alpha
 from gazeguard.errors import MeasurementError, UsageError
 from gazeguard.guarding.measure import Measured, measure
+from gazeguard.guarding.prompts import Prompts
 from gazeguard.guarding.saved import Saved
 from gazeguard.methods.cleansight.auto import CHANGES, changed, most_telling
 from gazeguard.methods.cleansight.detector import MIN_FIT, Detector
+from gazeguard.methods.cleansight.outliers import Outlying, outlying
 from gazeguard.methods.cleansight.pruning import clean_levels
 from gazeguard.methods.cleansight.settings import (
     SETTINGS,
@@ -26,6 +29,11 @@ from gazeguard.methods.cleansight.settings import (
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.target import Target
 from gazeguard.types import Sample
+
+Outliers = Literal["refuse", "keep"]
+
+_OTHER_SPLITS = 10  # for the threshold's spread
+_TOLD = 5  # outlying rows that are told with their distance and id
 
 
 def resolved(
@@ -65,14 +73,13 @@ def fitted(
         MeasurementError: most samples have no finite ratio.
     """
     usable = np.flatnonzero(seen.finite)
-    if len(usable) < len(seen.sample_id) / 2:
+    if len(usable) < len(seen) / 2:
         raise MeasurementError(
-            f"{len(seen.sample_id) - len(usable)} of {len(seen.sample_id)} clean samples have no"
+            f"{len(seen) - len(usable)} of {len(seen)} clean samples have no"
             " finite attention ratio: use prompts with words, or --dtype float32 if the model's"
             " numbers overflow."
         )
-    fit, rest = _halves(len(usable), alpha, seed)
-    fit, rest = usable[fit], usable[rest]
+    fit, rest = _halves(usable, alpha, seed)
     if setting.layers == "auto":
         if copies is None:
             raise UsageError("layers 'auto' need changed copies: use Guard.calibrate.")
@@ -87,27 +94,78 @@ def fitted(
         "calibration": np.sort(detector.score(features[rest])),
         "levels": clean_levels(seen.strongest[fit][:, at]),
     }
-    counts = {
-        "fit": len(fit),
-        "threshold": len(rest),
-        "left_out": len(seen.sample_id) - len(usable),
-    }
-    return Saved(setting, what, arrays, alpha, seed, counts, fingerprint(target))
+    thresholds = [conformal_threshold(arrays["calibration"], alpha)]
+    for other in range(1, _OTHER_SPLITS + 1):
+        learn, judge = _halves(usable, alpha, seed + other)
+        scores = Detector.fit(features[learn], setting.distance).score(features[judge])
+        thresholds.append(conformal_threshold(scores, alpha))
+    counts = {"fit": len(fit), "threshold": len(rest), "left_out": len(seen) - len(usable)}
+    words = [note.tokens for note in seen.notes]
+    prompts = Prompts.fit([words[i] for i in fit], [words[i] for i in rest], alpha, seed)
+    spread = (min(thresholds), max(thresholds))
+    return Saved(
+        setting,
+        what,
+        arrays,
+        alpha,
+        seed,
+        counts,
+        fingerprint(target),
+        spread=spread,
+        prompts=prompts,
+    )
+
+
+def refuse_outliers(seen: Measured, seed: int) -> None:
+    """Ask about calibration rows that stand apart from all others.
+
+    Raises:
+        UsageError: there are such rows; names them.
+    """
+    usable = np.flatnonzero(seen.finite)
+    found = outlying(
+        seen.ratio[usable],
+        seen.strongest[usable],
+        [seen.notes[i].prompt for i in usable],
+        seed,
+    )
+    if found is not None:
+        raise UsageError(_asked(seen, usable[found.rows], found))
+
+
+def _asked(seen: Measured, rows: NDArray[np.int64], found: Outlying) -> str:
+    notes = [seen.notes[i] for i in rows]
+    far = [f"{excess:.1f} times" for excess in found.excess[:_TOLD]]
+    far[0] += " as far out as the median row"
+    told = ", ".join(
+        f"row {note.row} (id {note.sample_id[:12]}, {how})"
+        for note, how in zip(notes[:_TOLD], far, strict=False)
+    )
+    if more := ", ".join(str(note.row) for note in notes[_TOLD:]):
+        told += f", and rows {more}"
+    stand, them = ("stands", "it") if len(notes) == 1 else ("stand", "them")
+    return (
+        f"{len(notes)} of {len(seen)} calibration rows {stand} apart from all others, as poisoned"
+        f" rows would: {told}; look at {them}, and take {them} out of the data, or accept {them}"
+        " with --keep-outliers (in Python outliers='keep')."
+    )
 
 
 def changed_ratios(
     target: Target, samples: Sequence[Sample], seen: Measured, batch_size: int, seed: int
 ) -> NDArray[np.float32]:
     """Log ratios of changed copies, aligned with `seen`, `(change, n, layer, head)`."""
-    known = set(seen.sample_id)
+    known = {note.sample_id for note in seen.notes}
     usable = [sample for sample in samples if sample.sample_id in known]
     again = measure(target, changed(usable, seed), layers=seen.layers, batch_size=batch_size)
-    return again.ratio.reshape(len(CHANGES), len(seen.sample_id), *seen.ratio.shape[1:])
+    return again.ratio.reshape(len(CHANGES), len(seen), *seen.ratio.shape[1:])
 
 
-def _halves(samples: int, alpha: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Random places for the fit and for the threshold."""
-    needed = needed_samples(alpha)
+def _halves(
+    usable: NDArray[np.int64], alpha: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Random ones of some places for the fit, and for the threshold."""
+    needed, samples = needed_samples(alpha), len(usable)
     for_threshold = max(samples - samples // 2, needed)
     if samples - for_threshold < MIN_FIT:
         best = samples - MIN_FIT
@@ -116,5 +174,5 @@ def _halves(samples: int, alpha: float, seed: int) -> tuple[NDArray[np.int64], N
             f"{samples} usable clean samples are too few for alpha {alpha:g}, which takes"
             f" {needed + MIN_FIT} ({MIN_FIT} to fit, {needed} for the threshold): {cure}."
         )
-    order = np.random.default_rng([seed, 17]).permutation(samples)
+    order = usable[np.random.default_rng([seed, 17]).permutation(samples)]
     return order[for_threshold:], order[:for_threshold]

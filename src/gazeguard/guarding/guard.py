@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gazeguard.calibrate import conformal_threshold, needed_samples, p_values
-from gazeguard.errors import ModelError
-from gazeguard.guarding.calibration import changed_ratios, fitted, resolved, wanted
+from gazeguard.calibrate import conformal_threshold, needed_samples, p_values, rate_bound
+from gazeguard.errors import ModelError, UsageError
+from gazeguard.guarding.calibration import (
+    Outliers,
+    changed_ratios,
+    fitted,
+    refuse_outliers,
+    resolved,
+    wanted,
+)
 from gazeguard.guarding.measure import Measured, OnSkip, Progress, measure
+from gazeguard.guarding.prompts import words_of
 from gazeguard.guarding.saved import Saved, read, write
 from gazeguard.guarding.selfcheck import prove
 from gazeguard.guarding.verdict import GuardVerdict, judged, unjudged
@@ -55,6 +63,8 @@ class Guard:
         levels: float64 `(detection layer, head)`, the heads' clean levels (for `widen`, `search`).
         alpha: the promised false-alarm rate.
         threshold: the score above which an input is flagged.
+        spread: lowest and highest threshold over splits of the same samples, or None.
+        prompts: of the calibration; None in guards made before they were kept.
         seed: of the split in halves.
         counts: clean samples used for `fit` and `threshold`, and `left_out`.
         fingerprint: of the model, see `models/fingerprint.py`.
@@ -71,7 +81,15 @@ class Guard:
         self.alpha, self.seed, self.counts = saved.alpha, saved.seed, saved.counts
         self.fingerprint = saved.fingerprint
         self.threshold = conformal_threshold(self.calibration, self.alpha)
+        self.spread, self.prompts = saved.spread, saved.prompts
         self._saved = saved
+
+    def __repr__(self) -> str:
+        return (
+            f"Guard({self.target.name!r}, layers={list(self.plan.layers)},"
+            f" threshold={self.threshold:.4g}, alpha={self.alpha:g},"
+            f" calibrated on {sum(self.counts[use] for use in ('fit', 'threshold'))} samples)"
+        )
 
     @classmethod
     def calibrate(
@@ -83,6 +101,7 @@ class Guard:
         setting: str | Setting = DEFAULT_SETTING,
         layers: Layers | None = None,
         prune: Prune | None = None,
+        outliers: Outliers = "refuse",
         batch_size: int = 8,
         seed: int = 0,
         on_skip: OnSkip | None = None,
@@ -92,16 +111,20 @@ class Guard:
 
         Half of the samples (less when alpha needs more for the threshold) teach the detector, the
         rest set the threshold. Every clean input that is drawn like them is then flagged with a
-        probability of at most `alpha`.
+        probability of at most `alpha`, on average over calibrations; `rate_bound` in
+        `gazeguard.calibrate` says what holds for nearly all of them.
 
         Args:
             target: the model to be guarded.
             clean_samples: samples like the traffic to come, with images and words, without
-                triggers. 200 are enough for an alpha of 1 %.
+                triggers. An alpha of 1 % takes 109, and 800 for a threshold that hardly depends on
+                which ones were drawn.
             alpha: the highest acceptable false-alarm rate.
             setting: name of a setting, or one of your own.
             layers: detection layers instead of the setting's.
             prune: pruning rule instead of the setting's.
+            outliers: `refuse` samples that stand apart from all others, as poisoned ones would, or
+                `keep` them.
             batch_size: samples per forward pass.
             seed: of the split, and of the harmless changes of `layers="auto"`.
             on_skip: called for a sample that the model cannot take; without it such a sample
@@ -109,13 +132,15 @@ class Guard:
             progress: called with the number of samples seen.
 
         Raises:
-            UsageError: too few usable samples for this alpha (says which alpha they support), or
-                an option that does not fit.
+            UsageError: too few usable samples for this alpha (says which alpha they support),
+                samples that stand apart from all others, or an option that does not fit.
             RowError: an unusable sample and no `on_skip`.
             ModelError: the model's attention cannot be read, or the guard does not pass its
                 self-check on it (see `selfcheck.py`).
         """
         chosen = resolved(setting, layers, prune)
+        if outliers not in get_args(Outliers):
+            raise UsageError(f"outliers '{outliers}' is not a choice: give refuse or keep.")
         needed_samples(alpha)  # refuses a bad alpha before anything is measured
         prove(target)
         again = list(clean_samples) if chosen.layers == "auto" else None
@@ -127,6 +152,8 @@ class Guard:
             on_skip=on_skip,
             progress=progress,
         )
+        if outliers == "refuse":
+            refuse_outliers(seen, seed)
         copies = None
         if again is not None:
             copies = changed_ratios(target, again, seen, batch_size, seed)
@@ -143,7 +170,7 @@ class Guard:
         seed: int = 0,
         copies: NDArray[np.float32] | None = None,
     ) -> Guard:
-        """Make a guard of clean samples that were measured already.
+        """Make a guard of clean samples that were measured already, outlying ones included.
 
         Args:
             target: the model.
@@ -215,6 +242,11 @@ class Guard:
         """Where the threshold comes from, in words."""
         return f"split conformal on {len(self.calibration)} clean inputs, alpha {self.alpha:g}"
 
+    @property
+    def rate_bound(self) -> float:
+        """The false-alarm rate that 95 % of calibrations like this one keep to."""
+        return rate_bound(len(self.calibration), self.alpha)
+
     # What a watch and its sessions ask.
 
     @cached_property
@@ -227,12 +259,29 @@ class Guard:
         """The template around prompts, to recognise them by their ids."""
         return frame_of(self.target)
 
-    def judge(self, score: float) -> GuardVerdict:
-        """The verdict of a measured input."""
+    def judge(self, score: float, unlike: str | None = None) -> GuardVerdict:
+        """The verdict of a measured input.
+
+        Args:
+            score: its distance from clean ones.
+            unlike: from `why_unlike`; such an input is never clean.
+        """
+        if unlike is not None and score <= self.threshold:
+            return self.unjudged(unlike)
         p = float(p_values(self.calibration, [score])[0])
-        return judged(
+        verdict = judged(
             score, p, self.threshold, self.alpha, self.source, {"model": self.fingerprint["id"]}
         )
+        return verdict if unlike is None else verdict.noting(unlike)
+
+    def why_unlike(self, ids: Tensor, kind: Tensor) -> str | None:
+        """Why a prompt cannot be compared with those of the calibration; None when it can.
+
+        Args:
+            ids: int64 `(position,)`.
+            kind: int8 `(position,)` of `KeyKind`.
+        """
+        return None if self.prompts is None else self.prompts.why_unlike(words_of(ids, kind))
 
     def unjudged(self, reason: str, *, applicable: bool = True) -> GuardVerdict:
         """The verdict of an input that cannot be judged."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from gazeguard._version import __version__
 from gazeguard.errors import UsageError
 from gazeguard.files import write_bytes, write_json
+from gazeguard.guarding.prompts import Prompts
 from gazeguard.methods.cleansight.settings import Plan, Setting
 
 FORMAT = 1
@@ -38,6 +39,9 @@ class Saved:
         counts: clean samples by use.
         fingerprint: of the model.
         created: when, in UTC.
+        spread: lowest and highest threshold over splits of the same samples; None, like `prompts`,
+            in guards made before it was kept.
+        prompts: of the calibration.
     """
 
     setting: Setting
@@ -48,6 +52,8 @@ class Saved:
     counts: dict[str, int]
     fingerprint: dict[str, Any]
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    spread: tuple[float, float] | None = None
+    prompts: Prompts | None = None
 
 
 def write(saved: Saved, folder: Path) -> Path:
@@ -66,6 +72,8 @@ def write(saved: Saved, folder: Path) -> Path:
         "alpha": saved.alpha,
         "seed": saved.seed,
         "samples": saved.counts,
+        "threshold_spread": saved.spread,
+        "prompts": saved.prompts and saved.prompts.as_json(),
         "tensors": {"file": _TENSORS, "sha256": hashlib.sha256(tensors).hexdigest()},
         "model": saved.fingerprint,
     }
@@ -104,6 +112,7 @@ def read(folder: Path) -> Saved:
         if set(arrays) != _NAMES:
             raise ValueError("other tensors than a guard has")
         setting, plan = content["setting"], content["plan"]
+        spread, prompts = content.get("threshold_spread"), content.get("prompts")
         return Saved(
             Setting(**{**setting, "layers": _layers(setting["layers"])}),
             Plan(tuple(plan["layers"]), tuple(plan["pick"]), plan["hide_from"]),
@@ -113,8 +122,10 @@ def read(folder: Path) -> Saved:
             content["samples"],
             content["model"],
             content["created"],
+            spread and (float(spread[0]), float(spread[1])),
+            prompts and Prompts.of(prompts),
         )
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise UsageError(f"the guard in {folder} is damaged ({error}): calibrate again.") from error
 
 

@@ -21,7 +21,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gazeguard.errors import GazeguardError, ModelError
+from gazeguard.errors import GazeguardError, MeasurementError, ModelError
 from gazeguard.guarding.saved import Saved
 from gazeguard.methods.cleansight.settings import WIDEN, Setting, plan
 from gazeguard.models.files import first_line
@@ -60,6 +60,7 @@ def prove(target: Target) -> None:
         ModelError: an unflagged prompt noticed its neighbour, the flagged one was not answered as
             if the hidden tokens were not there, the cache does not hold prompt plus steps, or none
             of it could be run. Names the versions.
+        MeasurementError: the model's numbers are not finite.
     """
     kernel = str(getattr(target.decoder.config, "_attn_implementation", None))
     if _proven.get(target.base) == kernel:
@@ -93,6 +94,11 @@ def _what_is_wrong(target: Target) -> str | None:
     images = ((ImageTokens(int((kinds[0] == KeyKind.IMAGE).sum())),),) * 2
     encoded = Encoded({"input_ids": prompts}, kinds, ("unflagged", "flagged"), images)
     plain, _ = _generate(target, told, input_ids=prompts, attention_mask=real)
+    if not bool(plain.isfinite().all()):
+        raise MeasurementError(
+            f"the numbers of {target.name} are not finite (NaN or infinity), so nothing it answers"
+            " can be judged: try --dtype float32 or another copy of the model."
+        )
     with _flagging_the_second(target).watch(encoded=encoded) as w:
         guarded, held = _generate(target, told, input_ids=prompts, attention_mask=real)
     if [verdict.outcome for verdict in w.verdicts] != [Outcome.CLEAN, Outcome.FLAGGED]:

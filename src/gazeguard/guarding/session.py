@@ -34,13 +34,15 @@ class Session:
         guard: judges and picks tokens.
         kind: int8 `(sample, position)` of `KeyKind`.
         images: of each sample.
+        ids: int64 `(sample, position)`.
         disarm: hide the tokens of flagged samples.
     """
 
     def __init__(
-        self, guard: Guard, kind: Tensor, images: Sequence[Images], *, disarm: bool
+        self, guard: Guard, kind: Tensor, images: Sequence[Images], ids: Tensor, *, disarm: bool
     ) -> None:
         self._guard, self._kind, self._images, self._disarm = guard, kind, images, disarm
+        self._ids = ids
         self._image = kind == KeyKind.IMAGE
         self._reading: Reading | None = Reading(guard, kind)
         self._inputs: Mapping[str, Any] | None = None  # what the decoder gets for the prompts
@@ -151,7 +153,7 @@ class Session:
             return self._guard.unjudged(NO_WORDS)
         if not np.isfinite(score):
             return self._guard.unjudged(NOT_FINITE)
-        return self._guard.judge(score)
+        return self._guard.judge(score, self._guard.why_unlike(self._ids[i], kinds))
 
     # Hiding.
 

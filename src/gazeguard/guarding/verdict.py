@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class GuardVerdict:
     def reason(self) -> str:
         """One sentence a newcomer understands."""
         return self.verdict.reason
+
+    def noting(self, what: str) -> GuardVerdict:
+        """The same verdict with more said in its reason."""
+        reason = f"{self.reason}; {what}"
+        return replace(self, verdict=replace(self.verdict, reason=reason))
 
     def as_json(self) -> dict[str, Any]:
         """JSON types; token places count along an image's tokens, row by row of its grid."""

@@ -267,8 +267,9 @@ class Watch(AbstractContextManager["Watch"]):
             mask = mask[::copies]
         else:  # `generate` drops a mask of ones, and makes a 4-D one for a static cache
             mask = None if generation is None else generation.inputs.get("attention_mask")
-        kind, found = self._kinds(ids[::copies].cpu(), mask, inputs)
-        return Session(guard, kind, found, disarm=self.mode == "purify")
+        own = ids[::copies].cpu()
+        kind, found = self._kinds(own, mask, inputs)
+        return Session(guard, kind, found, own, disarm=self.mode == "purify")
 
     def _kinds(
         self, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Any]

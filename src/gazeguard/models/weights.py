@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import transformers
 
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.models.files import first_line, variant
@@ -50,9 +52,10 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
 
 def _loaded(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
     try:
-        model, report = model_class.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
+        with _without_bars():
+            model, report = model_class.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **options
+            )
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise ModelError(
@@ -76,3 +79,16 @@ def _loaded(model_class: Any, folder: Path, options: dict[str, Any]) -> Any:
             " model again."
         )
     return model
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' "Loading weights" bars, which are nobody's business in a program."""
+    if not transformers.logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.enable_progress_bar()

@@ -14,11 +14,12 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gazeguard.guarding.requests import Conversation
 from gazeguard.models.target import Encoded
 from gazeguard.server.engine import Engine
 from gazeguard.server.errors import ApiError, bad, timed_out, verdict_headers
 from gazeguard.server.job import Done, Failed, GoneError, Job, Judged, Piece
-from gazeguard.server.requests import Conversation, conversation, options
+from gazeguard.server.requests import conversation, options
 from gazeguard.server.schema import ChatRequest
 from gazeguard.types import KeyKind
 

@@ -12,13 +12,13 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from gazeguard.guarding.guard import Guard
+from gazeguard.guarding.requests import Conversation
 from gazeguard.models.target import Encoded
 from gazeguard.server.batch import encode
 from gazeguard.server.decode import Row, answer
 from gazeguard.server.errors import internal
 from gazeguard.server.job import Job
 from gazeguard.server.metrics import Metrics
-from gazeguard.server.requests import Conversation
 from gazeguard.server.settings import Settings
 
 State = Literal["loading", "ready", "draining", "failed"]

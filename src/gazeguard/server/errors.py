@@ -17,6 +17,30 @@ from gazeguard.server.schema import NEUTRAL
 
 log = logging.getLogger("gazeguard.server")
 
+# What the validator calls a mistake -> the rest of a sentence that begins with the field's name.
+_WORDS = {
+    "missing": "is required",
+    "value_error": "{error}",
+    "string_type": "must be text",
+    "int_type": "must be a whole number, an integer",
+    "int_parsing": "must be a whole number, an integer",
+    "int_parsing_size": "must be a smaller whole number",
+    "int_from_float": "must be a whole number, an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "union_tag_invalid": "must be 'text' or 'image_url'",
+    "greater_than_equal": "must be greater than or equal to {ge:,}",
+    "less_than_equal": "must be less than or equal to {le:,}",
+    "too_long": "must have at most {max_length} {unit}",
+    "too_short": "must have at least {min_length} {unit}",
+}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _NOT_AGAIN = {"x-should-retry": "false"}  # OpenAI's clients obey it; 5xx is tried again else
 
@@ -142,9 +166,23 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "extra_forbidden":
         message = f"'{param}' is not supported by this server: leave it out."
         return bad(message, param, "unsupported_parameter").response()
-    return bad(
-        f"'{param}': {shorten(first['msg'].removeprefix('Value error, '), 300)}.", param
-    ).response()
+    if first["type"] == "union_tag_invalid" and isinstance(first["input"], dict):
+        param += ".type"  # of a message's part: the only union by a field
+    return bad(f"'{param}' {_said(first)}.", param).response()
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, in plain words."""
+    context = dict(error.get("ctx", {}))
+    unit = "character" if isinstance(error["input"], str) else "item"
+    one = 1 in (context.get("max_length"), context.get("min_length"))
+    context["unit"] = unit if one else f"{unit}s"
+    if error["type"] == "union_tag_invalid" and not isinstance(error["input"], dict):
+        return 'must be an object such as {"type": "text", "text": "..."}'
+    if error["type"] == "list_type" and error["loc"][-1] == "(list)":
+        return "must be text or a list"
+    words = _WORDS.get(error["type"])
+    return shorten(words.format(**context) if words else f"cannot be used: {error['msg']}", 300)
 
 
 def _param(loc: Sequence[Any]) -> str | None:

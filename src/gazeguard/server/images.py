@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes
 
 from PIL.Image import Image
 
@@ -33,7 +34,7 @@ def load_images(urls: Sequence[tuple[str, str]], settings: Settings) -> tuple[Im
     for place, url in urls:
         try:
             # Never anything else: `ImageRoot` also opens files by name.
-            source = url if _is_data(url) else fetch(url, settings.remote, left)
+            source = _unquoted(url) if _is_data(url) else fetch(url, settings.remote, left)
             encoded += root.read([source])
         except RowError as error:
             raise bad(f"'{place}': {error}.", place, "invalid_image") from None
@@ -55,3 +56,13 @@ def load_images(urls: Sequence[tuple[str, str]], settings: Settings) -> tuple[Im
 
 def _is_data(url: str) -> bool:
     return url[:5].lower() == "data:"
+
+
+def _unquoted(url: str) -> str | bytes:
+    """A data URL without percent signs; its bytes where it is not base64 at all."""
+    head, _, payload = url.partition(",")
+    if "%" not in payload:
+        return url
+    if head.lower().endswith(";base64"):
+        return f"{head},{unquote(payload)}"
+    return unquote_to_bytes(payload)

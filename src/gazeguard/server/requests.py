@@ -7,23 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+from gazeguard.guarding.requests import Conversation
 from gazeguard.server.errors import ApiError, bad
 from gazeguard.server.images import load_images
 from gazeguard.server.schema import ChatRequest, ImageContent, Message, TextContent
 from gazeguard.server.settings import Settings
-from gazeguard.types import ImagePart, Sample, TextPart, Turn
+from gazeguard.types import ImagePart, TextPart, Turn
 
 _ROLES = {"developer": "system"}
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation(Sample):
-    """A sample that is answered after its last turn, not after the first user turns."""
-
-    @property
-    def prompt_turns(self) -> tuple[Turn, ...]:
-        """All turns; earlier answers are part of the prompt."""
-        return self.turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +101,8 @@ def _turn(message: Message, place: str, urls: list[tuple[str, str]]) -> Turn:
 def _parts(
     message: Message, place: str, urls: list[tuple[str, str]]
 ) -> Iterator[TextPart | ImagePart]:
+    if message.content is None:  # an earlier answer of nothing but a tool call
+        return
     if isinstance(message.content, str):
         yield TextPart(message.content)
         return

@@ -17,6 +17,8 @@ from pydantic import (
     StrictBool,
     StrictInt,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -41,7 +43,7 @@ def _whole(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: no tokenizer takes it
-        raise ValueError("the text holds a broken unicode character") from None
+        raise ValueError("holds a broken unicode character") from None
     return text
 
 
@@ -63,7 +65,7 @@ class ImageUrl(_Strict):
     """Where a picture is: a data URL, or an address on a host that the server allows."""
 
     url: Annotated[_Str, Field(min_length=1)]
-    detail: Literal["auto", "low", "high"] | None = None  # ignored: pictures are never scaled
+    detail: str | None = None  # ignored: pictures are never scaled
 
 
 class TextContent(_Strict):
@@ -80,17 +82,32 @@ class ImageContent(_Strict):
     image_url: ImageUrl
 
 
-Part = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+def _part_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"({kind})"
+
+
+# In brackets: names of branches, which are no fields of the request.
+_TextPart = Annotated[TextContent, Tag("(text)")]
+_ImagePart = Annotated[ImageContent, Tag("(image_url)")]
+Part = Annotated[_TextPart | _ImagePart, Discriminator(_part_kind)]
 _Parts = Annotated[list[Part], Field(max_length=256), Tag("(list)")]
 Content = Annotated[_Text | _Parts, Discriminator(_text_or_list)]
 
 
 class Message(_Strict):
-    """One message of the conversation so far."""
+    """One message of the conversation so far; an earlier answer may be empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: Annotated[Content | None, Field(validate_default=True)] = None
     name: str | None = None  # ignored
+
+    @field_validator("content")
+    @classmethod
+    def _said(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("is required: text, or a list of parts")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -19,8 +19,7 @@ def smallest_share(rows: int, features: int = 0) -> float:
     """The smallest share of poison that a set of this size could have shown, about.
 
     A direction that is fitted in `features` dimensions uses up as many rows, as for Hotelling's
-    test: what is left has to hold the smallest group. (Measured with 80 features, the attack well
-    learnt: of 100 rows 10 % are never found, of 150 half the time, of 200 always, of 400 even 2 %.)
+    test: what is left has to hold the smallest group. Measured draws in docs/methods/bye.md.
     """
     left = rows - features
     return 1.0 if left <= FEWEST else max(FEWEST_SHARE, FEWEST / left)

@@ -72,10 +72,13 @@ class Detector:
         """Distances `(n,)` of `(n, ...)` features; NaN where a feature is not finite."""
         x = _flat(features)
         finite = np.asarray(np.isfinite(x).all(axis=1))
-        z = np.where(finite[:, None], x, self.mean) - self.mean
-        z = z * self.whitener if self.whitener.ndim == 1 else z @ self.whitener
-        distance: Array = np.linalg.norm(z, axis=1)
+        distance: Array = np.linalg.norm(self.whiten(np.where(finite[:, None], x, 0.0)), axis=1)
         return np.where(finite, distance, np.nan)
+
+    def whiten(self, features: NDArray[np.floating]) -> Array:
+        """Finite `(n, ...)` features as `(n, D)` in the units of clean ones."""
+        z = _flat(features) - self.mean
+        return z * self.whitener if self.whitener.ndim == 1 else z @ self.whitener
 
     def arrays(self) -> dict[str, Array]:
         """What a saved detector is made of."""

@@ -20,7 +20,7 @@ from gazeguard.report.guard.model import GuardReport, Request, Reread
 from gazeguard.report.guard.pictures import Drawn, View, draw
 from gazeguard.report.guard.record import whole_picture_hidden
 from gazeguard.report.guard.scores import FEW, ScoreBins, score_bins
-from gazeguard.report.guard.text import chance, headline, lede, next_step, seen
+from gazeguard.report.guard.text import chance, headline, lede, next_step, promise, seen
 from gazeguard.report.html import MAX_GALLERY, MAX_ROWS, embeddable
 from gazeguard.report.page import GALLERY_TEXT, SKIPPED_KINDS, TABLE_TEXT, skipped_groups
 from gazeguard.report.template import asset, environment, policy, script
@@ -69,6 +69,7 @@ def render_html(
             lede=lede(report),
             next_step=next_step(report),
             seen=seen(report),
+            promise=promise(report),
             chance=chance(report),
             outcome=report.outcome.value,
             mode=report.mode,
@@ -148,6 +149,8 @@ def _note(request: Request) -> str:
         some = f"All {total} image tokens were hidden: the answer is blind"
     if all(one.ndim == 1 for one in request.tokens):
         some += f"; {_NO_HEAT}"
+    if request.disarmed is False:
+        some += "; the answer is the same with nothing hidden"
     return some
 
 

@@ -34,6 +34,7 @@ class Request:
         tokens: per image, its tokens that stand out, as in `GuardVerdict`.
         heat: how much they do, likewise.
         hidden: whether they were hidden from the model.
+        disarmed: as in `Guarded`.
     """
 
     row: int
@@ -47,6 +48,7 @@ class Request:
     tokens: tuple[NDArray[np.bool_], ...] | None = None
     heat: tuple[NDArray[np.float32], ...] | None = None
     hidden: bool = False
+    disarmed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Counts:
         not_judged: neither.
         blinded: flagged requests from which the whole picture was hidden.
         unguarded: requests that were not judged and still answered.
+        unchanged: flagged requests whose answer is the same with nothing hidden.
     """
 
     requests: int
@@ -68,6 +71,7 @@ class Counts:
     not_judged: int
     blinded: int
     unguarded: int
+    unchanged: int = 0
 
     @property
     def judged(self) -> int:
@@ -85,7 +89,9 @@ class GuardReport:
         counts: requests by outcome.
         threshold: the score above which a request is flagged.
         source: where the threshold comes from.
-        alpha: the promised false-alarm rate.
+        alpha: the promised false-alarm rate, on average over calibrations.
+        rate_bound: the rate that 95 % of calibrations like this one keep to.
+        spread: lowest and highest threshold over splits of the same calibration inputs, or None.
         calibration: float64 `(n,)`, ascending scores of clean inputs.
         scores: float64, one per judged request, in no particular order.
         flagged: flagged requests, furthest from clean first; the first `record.KEPT`.
@@ -103,6 +109,8 @@ class GuardReport:
     threshold: float
     source: str
     alpha: float
+    rate_bound: float
+    spread: tuple[float, float] | None
     calibration: NDArray[np.float64]
     scores: NDArray[np.float64]
     flagged: list[Request]

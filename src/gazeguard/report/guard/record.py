@@ -58,7 +58,7 @@ class Recorder:
         self._typical = _Best(TYPICAL)
         self._not_judged: list[Request] = []
         self._reasons: list[SkippedRow] = []
-        self._blinded = self._unguarded = self._flagged_count = 0
+        self._blinded = self._unguarded = self._unchanged = self._flagged_count = 0
 
     def add(self, row: Sample | SkippedRow, found: Guarded | str) -> None:
         """One more request.
@@ -78,6 +78,7 @@ class Recorder:
         if request.outcome is Outcome.FLAGGED:
             self._flagged_count += 1
             self._blinded += whole_picture_hidden(request)
+            self._unchanged += request.disarmed is False
             self._flagged.add(request.score, request)
         else:
             self._clean.add(request.score, request)
@@ -96,10 +97,13 @@ class Recorder:
                 not_judged=len(self._reasons),
                 blinded=self._blinded,
                 unguarded=self._unguarded,
+                unchanged=self._unchanged,
             ),
             threshold=guard.threshold,
             source=guard.source,
             alpha=guard.alpha,
+            rate_bound=guard.rate_bound,
+            spread=guard.spread,
             calibration=np.asarray(guard.calibration, dtype=np.float64),
             scores=np.array(self._scores, dtype=np.float64),
             flagged=self._flagged.ordered(),
@@ -139,4 +143,5 @@ def _request(row: Sample | SkippedRow, found: Guarded | str) -> Request:
         verdict.tokens,
         verdict.heat,
         verdict.hidden,
+        found.disarmed,
     )

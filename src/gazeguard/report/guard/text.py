@@ -52,7 +52,27 @@ def lede(report: GuardReport) -> str:
             f" whole picture was hidden, so {'that answer is' if one else 'those answers are'}"
             " blind."
         )
+    if counts.unchanged:
+        one = counts.unchanged == 1
+        parts.append(
+            f"{words.plural(counts.unchanged, 'flagged request')} got the same answer as with"
+            f" nothing hidden: if {'it has' if one else 'they have'} a trigger,"
+            f" {'it is' if one else 'they are'} not disarmed."
+        )
     return " ".join(parts)
+
+
+def promise(report: GuardReport) -> str:
+    """What the calibration says of false alarms."""
+    text = (
+        f"at most {words.plain(100 * report.alpha)} % of clean inputs, on average over"
+        f" calibrations; at most {words.plain(round(100 * report.rate_bound, 2))} % for 95 of 100"
+        f" calibrations with {words.plural(len(report.calibration), 'score')}"
+    )
+    if report.spread is None:
+        return text
+    low, high = (words.number(end) for end in report.spread)
+    return f"{text}; split otherwise, the same inputs give thresholds from {low} to {high}"
 
 
 def seen(report: GuardReport) -> str:
