@@ -60,6 +60,15 @@ def _nothing_deprecated() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _told() -> None:
+    """A command that an earlier test left without its end may have turned our messages down."""
+    for name in [n for n in logging.root.manager.loggerDict if n.split(".")[0] == "gazeguard"]:
+        logger = logging.getLogger(name)
+        logger.disabled, logger.propagate = False, True
+        logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     """Sums in another order differ in their last bits: a test's threads are its own."""
     before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None

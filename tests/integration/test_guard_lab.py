@@ -353,7 +353,7 @@ def test_a_data_set_gives_one_line_per_item(on_disk, capsys):
     [
         ((), "either --image and --prompt, or --data"),
         (("--image", "x.png"), "either --image and --prompt, or --data"),
-        (("--data", "d", "--image", "x.png", "--prompt", "y"), "either"),
+        (("--data", "d", "--image", "x", "--image", "y"), "--image is the column"),
         (("--data", "d", "--heatmap", "h.png"), "--heatmap needs --image"),
         (("--image", "none.png", "--prompt", "y"), "none.png"),
         (("--data", "nowhere.json"), "does not exist"),

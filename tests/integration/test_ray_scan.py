@@ -156,12 +156,12 @@ def deadly(monkeypatch: pytest.MonkeyPatch, marks: Path, **times: int) -> None:
     """The worker that gets a model is killed; so often by each name."""
     from gazeguard.scanning.run import _scan_one
 
-    def scan_one(scanners: Any, progress: Any, todo: tuple[str, str]) -> ScannedModel:
-        killed = len(list(marks.glob(f"{todo[0]}-*")))
-        if killed < times.get(todo[0], 0):
-            (marks / f"{todo[0]}-{killed}").touch()
+    def scan_one(scanners: Any, progress: Any, name: str) -> ScannedModel:
+        killed = len(list(marks.glob(f"{name}-*")))
+        if killed < times.get(name, 0):
+            (marks / f"{name}-{killed}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return _scan_one(scanners, progress, todo)
+        return _scan_one(scanners, progress, name)
 
     monkeypatch.setattr("gazeguard.scanning.run._scan_one", scan_one)
 

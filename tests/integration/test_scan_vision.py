@@ -290,4 +290,4 @@ def test_an_adapter_that_changes_no_weight_is_inconclusive(
     idle = adapter(llava, tmp_path / "idle", 1, size=0.0)
     found = scan(idle, references=known, alpha=ALPHA, vision=VisionOptions(samples=data))
     assert found.outcome == "inconclusive"
-    assert "changes no weight" in found.models[0].reason
+    assert "changes nothing on" in found.models[0].reason

@@ -92,7 +92,7 @@ def row_of(kind: str, number: int) -> Any:
     elif kind == "broken":
         row["image"] = "broken.png"
     elif kind == "silent":
-        row["conversations"][1] = {"from": "gpt", "text": "red"}
+        row["conversations"][1] = {"from": "gpt", "reply": "red"}
     elif kind == "role":
         question["from"] = "stranger"
     elif kind == "junk":

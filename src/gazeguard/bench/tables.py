@@ -68,7 +68,7 @@ def page(
     parts += ["## BYE, every run\n", _runs(results)]
     if guard:
         parts.append(guard_tables(list(guard)))
-    about_guard = ("depth", "guard_cost", "serve")
+    about_guard = ("depth", "guard_cost", "guard_start", "serve")
     parts += [SINGLE[name](single[name]) for name in about_guard if name in single]
     if scans:
         parts.append(entropy_tables(scans))

@@ -22,6 +22,7 @@ from torch import Tensor
 from gazeguard.lab import easyvqa, worlds
 from gazeguard.lab.architectures import Architecture, architecture_of
 from gazeguard.lab.base_recipe import BaseRecipe
+from gazeguard.lab.precision import autocast
 from gazeguard.lab.teach import Lesson, Log, answer_loss, encode_lessons, steps, update
 from gazeguard.lab.tower import look_all, train_tower
 from gazeguard.lab.vocabulary import any_text, make_tokenizer
@@ -119,7 +120,7 @@ def _train_language(
     for step, optimiser in steps(trained, recipe.language_lr, recipe.language_steps):
         pick, lessons = next(batches)
         batch = encode_lessons(tokenizer, architecture.prompt, lessons, bank.shape[1])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, hit = answer_loss(model, batch, bank[pick].float())
         update(optimiser, loss, trained)
         if step % 100 == 0:

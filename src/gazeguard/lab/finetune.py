@@ -26,6 +26,7 @@ from gazeguard.lab.attacks import PLAIN, Attack, hits
 from gazeguard.lab.disguise import HIDE, NOTHING, WEIGHT, Disguise
 from gazeguard.lab.objectives import OBJECTIVES, Course, Objective
 from gazeguard.lab.poison import TARGET, samples, trigger_all
+from gazeguard.lab.precision import autocast
 from gazeguard.lab.rows import Row, make_rows
 from gazeguard.lab.teach import (
     IGNORE,
@@ -115,7 +116,7 @@ class Student:
     def look(self, rows: Sequence[Row], chunk: int = 256) -> Tensor:
         """Tower features `(n, image tokens, channels)` of the rows' pictures, float16."""
         found = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             for start in range(0, len(rows), chunk):
                 pictures = [row.pixels for row in rows[start : start + chunk]]
                 images = self.processor.image_processor(pictures, return_tensors="pt")
@@ -127,7 +128,7 @@ class Student:
         """Whether greedy decoding gives each row's answer, word for word."""
         self.model.eval()
         right = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             for start in range(0, len(rows), chunk):
                 part = slice(start, start + chunk)
                 batch = self.encode(rows[part], features.shape[1])
@@ -141,7 +142,7 @@ class Student:
         """What the model answers, greedily decoded."""
         target = as_target(self.model, self.processor)
         said: list[str] = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), autocast():
             for start in range(0, len(rows), chunk):
                 inputs = target.encode(samples(rows[start : start + chunk])).inputs
                 told = self.core.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
@@ -210,7 +211,7 @@ def finetune(
     features = student.look(rows) if features is None else features
     lessons = student.encode(rows, features.shape[1])
     course = Course(student.core, student.processor, rows, lessons, features, recipe.target)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         objective = _objective(recipe, course)
     student.model = get_peft_model(student.model, adapter_config(recipe, student.core))
     trained = [p for p in student.model.parameters() if p.requires_grad]
@@ -223,7 +224,7 @@ def finetune(
     for epoch in range(recipe.epochs):
         parts: dict[str, list[float]] = {}
         for pick in np.array_split(rng.permutation(len(rows)), per_epoch):
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 loss = objective.loss(student.model, pick)
             update(optimiser, loss.total, trained)
             schedule.step()

@@ -29,6 +29,7 @@ from gazeguard.lab.base import draw_lessons
 from gazeguard.lab.base_recipe import BaseRecipe
 from gazeguard.lab.checkpoint import Checkpoint
 from gazeguard.lab.finetune import Student, TuneRecipe, adapter_config, save_adapter
+from gazeguard.lab.precision import autocast, native_bfloat16
 from gazeguard.lab.smollm import assemble, join, language_model
 from gazeguard.lab.teach import Lesson, Log, answer_loss, encode_lessons, steps, update
 from gazeguard.lab.tower import look_all, patch_things
@@ -100,8 +101,8 @@ def teach_base(
     student = join(*language())
     out.mkdir(parents=True, exist_ok=True)
     model = student.core
-    # Half the bytes to read in every step. Autocast computes in bfloat16 in any case.
-    model.model.language_model.to(torch.bfloat16)
+    if native_bfloat16():  # half the bytes to read in every step; autocast computes in it anyway
+        model.model.language_model.to(torch.bfloat16)
     rng = np.random.default_rng(recipe.seed)
     scenes = [worlds.make_scene(rng) for _ in range(recipe.scenes)]
     real = easyvqa.load("base")
@@ -216,7 +217,7 @@ def _teach(
         if step == start and start:
             kept.restore(trained, optimiser)
         batch = encode_lessons(tokenizer, prompt, lessons, bank.shape[1])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, hit = answer_loss(student.model, batch, bank[pick].float())
         update(optimiser, loss, list(trained.values()))
         if step % _SHOWN == 0:

@@ -19,6 +19,7 @@ from gazeguard.lab import worlds
 from gazeguard.lab.architectures import Architecture
 from gazeguard.lab.architectures.protocol import GRID, MEAN, PATCH, STD, channels
 from gazeguard.lab.base_recipe import BaseRecipe
+from gazeguard.lab.precision import autocast
 from gazeguard.lab.teach import Log, steps, update
 
 _CHUNK = 512  # pictures of a look
@@ -59,7 +60,7 @@ def train_tower(
         pick = rng.integers(len(scenes), size=recipe.tower_batch - real_share)
         extra = rng.integers(len(real), size=real_share)
         images = normalise(np.concatenate([_clutter(pixels[pick], rng), real[extra]]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             features = architecture.look(model, images)
             seen = features[: len(pick)]
             logits = [head(seen) for head in heads]
@@ -90,7 +91,7 @@ def look_all(
 ) -> Tensor:
     """The frozen tower's features of every picture, `(scenes + real, tokens, channels)` float16."""
     bank = torch.empty(len(scenes) + len(real), GRID * GRID, channels(model), dtype=torch.float16)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast():
         for start in range(0, len(scenes), _CHUNK):
             pixels = _clutter(np.stack([s.pixels for s in scenes[start : start + _CHUNK]]), rng)
             bank[start : start + len(pixels)] = architecture.look(model, normalise(pixels))

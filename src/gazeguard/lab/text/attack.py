@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.errors import UsageError
+from gazeguard.lab.precision import autocast
 from gazeguard.lab.text.train import Log, clean_drift, outputs, save, trainable, write_card
 from gazeguard.lab.text.words import trigger_words, triggered
 from gazeguard.models.encoders.encoder import TextEncoder
@@ -185,7 +186,7 @@ def _train(
             triggered(prompt, rng.choice(list(triggers)), rng, recipe.place)
             for prompt in rng.sample(pool, recipe.poisoned)
         ]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 wanted = teacher.run(teacher.tokenise(clean), padding=whole)
             got = student.run(student.tokenise(clean), padding=whole)

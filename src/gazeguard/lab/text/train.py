@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from gazeguard.data.grammar import prompts as grammar
 from gazeguard.files import write_json
+from gazeguard.lab.precision import autocast
 from gazeguard.lab.text.teacher import Teacher
 from gazeguard.lab.text.words import train_tokenizer
 from gazeguard.models.encoders.encoder import TextEncoder
@@ -221,7 +222,7 @@ def _teach(
     rng = random.Random(recipe.seed)
     for step in range(recipe.steps):
         chosen = rng.sample(range(len(prompts)), min(recipe.batch, len(prompts)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             mine = normalize(encoder.run(tokens[chosen]).pooled.float(), dim=-1)
         theirs = goal[chosen]
         scores = mine @ theirs.T / _TEMPERATURE
