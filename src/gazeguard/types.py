@@ -67,13 +67,15 @@ class Sample:
     """One readable row: decoded RGB images and the conversation around them.
 
     `sample_id` is the SHA-256 of the row's text and image bytes; `row` is its 0-based place in
-    the input.
+    the input. `files` says what each image is called where it was read from: its file, or its place
+    in the row; empty when nobody said.
     """
 
     row: int
     sample_id: str
     images: tuple[Image, ...]
     turns: tuple[Turn, ...]
+    files: tuple[str, ...] = ()
 
     @property
     def prompt_turns(self) -> tuple[Turn, ...]:
