@@ -67,13 +67,15 @@ class Sample:
     """One readable row: decoded RGB images and the conversation around them.
 
     `sample_id` is the SHA-256 of the row's text and image bytes; `row` is its 0-based place in
-    the input.
+    the input. `files` says what each image is called where it was read from: its file, or its place
+    in the row; empty when nobody said.
     """
 
     row: int
     sample_id: str
     images: tuple[Image, ...]
     turns: tuple[Turn, ...]
+    files: tuple[str, ...] = ()
 
     @property
     def prompt_turns(self) -> tuple[Turn, ...]:
@@ -108,16 +110,28 @@ class Sample:
         """
         places = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
         asked = tuple(
-            Asked(self.row, self.sample_id, self.images, self.turns, place, number)
+            Asked(
+                self.row,
+                self.sample_id,
+                self.images,
+                self.turns,
+                self.files,
+                place=place,
+                turn=number,
+            )
             for number, place in enumerate(places, 1)
             if self.turns[place].text
         )
         seeing = tuple(each for each in asked if each.prompt_images)
         first = len(self.prompt_turns)
-        return seeing or (Asked(self.row, self.sample_id, self.images, self.turns, first, 1),)
+        return seeing or (
+            Asked(
+                self.row, self.sample_id, self.images, self.turns, self.files, place=first, turn=1
+            ),
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked(Sample):
     """A conversation before one of its answers: all earlier turns are part of the prompt.
 

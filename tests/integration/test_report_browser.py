@@ -87,7 +87,7 @@ def count(page: Any, selector: str) -> int:
 
 def first_rows(page: Any, n: int = 3) -> list[int]:
     texts = page.locator("#rows .c-row").all_inner_texts()[:n]
-    return [int(text.replace(",", "")) for text in texts]
+    return [int(text.split("\n")[0].replace(",", "")) for text in texts]  # its id is below
 
 
 def test_charts_pictures_and_heat_are_drawn(browser: Any, flagged: Path) -> None:

@@ -68,8 +68,8 @@ def gallery_item(row: int, *, triggered: bool, with_heat: bool = True) -> Galler
     )
 
 
-def thumbnails(rows: Sequence[int]) -> dict[int, Image.Image]:
-    return {row: scene(row, triggered=True) for row in rows}
+def thumbnails(rows: Sequence[int]) -> dict[int, Picture]:
+    return {row: Picture(scene(row, triggered=True), name=f"{row:06d}.png") for row in rows}
 
 
 def make_report(

@@ -21,7 +21,7 @@ from gazeguard.report.histogram import histogram
 from gazeguard.report.html import MAX_ROWS, render_html, write_html
 from gazeguard.report.model import Picture
 from gazeguard.report.page import skipped_groups
-from gazeguard.report.words import plain, reason_kind, share
+from gazeguard.report.words import flatten, plain, reason_kind, share
 from gazeguard.types import Outcome, SkippedRow
 from tests.unit.report_fixture import INERT, make_report, scene, thumbnails
 
@@ -111,11 +111,11 @@ def test_page_points_nowhere_outside_itself() -> None:
 def test_a_hundred_thousand_rows_stay_small(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def photos(rows: Sequence[int]) -> dict[int, Image.Image]:
+    def photos(rows: Sequence[int]) -> dict[int, Picture]:
         asked.append(len(rows))
         rng = np.random.default_rng(rows[0])
         noise = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)  # noise compresses worst
-        return {row: Image.fromarray(noise) for row in rows}
+        return {row: Picture(Image.fromarray(noise)) for row in rows}
 
     text = "A long question about the picture. " * 60
     report = make_report(n=100_000, poisoned=40_000, layers=32, skipped=9_000, prompt=text)
@@ -303,3 +303,64 @@ def test_a_component_narrower_than_a_bar_is_named_but_not_drawn() -> None:
     assert [curve["suspicious"] for curve in curves] == [False]
     assert "1 fitted group narrower than a bar" in html
     assert "Fitted: suspicious rows" not in html
+
+
+def test_the_reading_belongs_to_the_rule_that_ran() -> None:
+    report = make_report(n=600, poisoned=60)
+    paper = render_html(report)
+    assert "the group with the lower entropy is the smaller one" in paper
+    assert "Rows that share words in their answers" not in paper
+    found = {"phrase": "hello from", "rows": 60, "separation": 4.0, "at_least": 3.5}
+    groups = [found | {"asked": 2.5, "separation_before": 1.0}]
+    weak = [groups[0] | {"phrase": "sea green", "at_least": 1.2}]
+    info = {"groups": groups, "next_best": groups + weak, "separation_asked": "2.5 is needed"}
+    result = dataclasses.replace(report.result, rule="robust", info=info)
+    page = render_html(dataclasses.replace(report, result=result))
+    assert "the group with the lower entropy" not in page
+    table = page[page.index('aria-label="Groups of rows"') :]
+    table = table[: table.index("</table>")]
+    assert table.count("<bdi>hello from</bdi>") == 1, "a removed group is no next best one"
+    assert table.count("<td>yes</td>") == 1
+    assert table.count("<td>no</td>") == 1
+    assert "2.5 is needed." in page
+
+
+def test_a_clean_page_never_reads_two_hills_as_poison() -> None:
+    html = render_html(make_report(Outcome.CLEAN, poisoned=0))
+    assert "did not pass as evidence" in html
+    assert "two separate hills" not in html
+    assert "was removed." not in html[html.index("How the rows divide") : html.index("Where in")]
+
+
+@pytest.mark.parametrize(
+    ("score", "line"), [([0.0, 1.0, 3.0, 4.0], 2.0), ([0.0, 3.5, 3.0, 4.0], None)]
+)
+def test_a_line_is_drawn_only_where_one_divides_the_rows(
+    score: list[float], line: float | None
+) -> None:
+    report = make_report(n=16, poisoned=2, skipped=12)
+    report.result.is_flagged[:] = [True, True, False, False]
+    report.result.score[:] = score
+    html = render_html(report)
+    assert Page(html).data["cut"] == line
+    assert ("Rows left of the dashed line were removed." in html) == (line is not None)
+
+
+def test_rows_are_named_by_number_id_and_file() -> None:
+    report = make_report(n=60, poisoned=6)
+    page = Page(render_html(report, thumbnails))
+    rows = page.data["rows"]
+    assert isinstance(rows, list)
+    assert [row["file"] for row in rows] == [f"{row['row']:06d}.png" for row in rows]
+    assert all(row["id"] for row in rows)
+
+
+def test_numbers_are_never_raw_json() -> None:
+    nested = {"a": None, "b": [1, 2.5], "c": [{"x": True}, {"x": []}], "d": [[1, 2], [3, 4]]}
+    assert flatten(nested) == [
+        ("a", "none"),
+        ("b", "1, 2.5"),
+        ("c.1.x", "yes"),
+        ("c.2.x", "none"),
+        ("d", "1, 2; 3, 4"),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +16,6 @@ from gazeguard.signals.entropy import visual_attention
 from gazeguard.types import Asked, CleaningResult, KeyKind, Profile, Sample
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from gazeguard.data.dataset import Dataset
     from gazeguard.models.target import Target
 
@@ -69,11 +67,11 @@ def look_again(
     }
 
 
-def thumbnails(dataset: Dataset, rows: Sequence[int]) -> Mapping[int, Image]:
+def thumbnails(dataset: Dataset, rows: Sequence[int]) -> Mapping[int, Picture]:
     """First images of those `rows` that still have one."""
     wanted = frozenset(rows)
     return {
-        sample.row: sample.images[0]
+        sample.row: Picture(sample.images[0], name=_name(sample, 0))
         for sample in dataset.rows(wanted.__contains__)
         if isinstance(sample, Sample) and sample.images
     }
@@ -93,11 +91,11 @@ def _item(target: Target, sample: Asked, suspicion: float) -> GalleryItem:
 
 def _pictures(target: Target, sample: Sample) -> tuple[Picture, ...]:
     """The prompt's images, with heat where an image's tokens are one plain grid."""
-    shown = [sample.images[i] for i in sample.prompt_images]
+    shown = [Picture(sample.images[i], name=_name(sample, i)) for i in sample.prompt_images]
     encoded = target.encode([sample])
     (images,) = encoded.images
     if len(images) != len(shown) or not any(image.grid for image in images):
-        return tuple(Picture(image) for image in shown)
+        return tuple(shown)
     rows = attend(target, encoded)
     seen = visual_attention(rows.weights, rows.key_kind)[0].float().cpu()
     parts = by_image(seen[:, rows.key_kind[0].cpu() == KeyKind.IMAGE], images)
@@ -105,4 +103,8 @@ def _pictures(target: Target, sample: Sample) -> tuple[Picture, ...]:
         dict(zip(rows.layers, part.numpy(), strict=True)) if image.grid else None
         for image, part in zip(images, parts, strict=True)
     )
-    return tuple(Picture(image, heat) for image, heat in zip(shown, heats, strict=True))
+    return tuple(replace(each, heat=heat) for each, heat in zip(shown, heats, strict=True))
+
+
+def _name(sample: Sample, place: int) -> str:
+    return sample.files[place] if sample.files else ""

@@ -248,7 +248,7 @@ class RecordDataset(ABC):
             assert not isinstance(record, RowError), "it was parsed"
             skipped = SkippedRow(row, no_answer(record), sample_id, SkipKind.NO_ANSWER)
             return Reading(skipped, keys, draft.ignored)
-        return Reading(Sample(row, sample_id, images, turns), keys, draft.ignored)
+        return Reading(Sample(row, sample_id, images, turns, tuple(names)), keys, draft.ignored)
 
     def _draft(self, record: Record | RowError) -> Draft:
         if isinstance(record, RowError):

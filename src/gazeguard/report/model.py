@@ -16,8 +16,8 @@ from gazeguard.types import CleaningResult, NearMiss, Outcome, SkippedRow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Given up to 50 row numbers, the images of those rows that have one.
-Thumbnails = Callable[[Sequence[int]], Mapping[int, "Image"]]
+# Given up to 50 row numbers, the first pictures of those rows that have one.
+Thumbnails = Callable[[Sequence[int]], Mapping[int, "Picture"]]
 
 Answer = tuple[int, int]
 """A row's number, and which of its answers it is, from 1."""
@@ -34,10 +34,12 @@ class Picture:
         image: as it was read; writers scale it down themselves.
         heat: decoder layer -> attention over the image grid, `(grid rows, grid columns)`, in any
             non-negative scale that all images of a row share; None when it was not kept.
+        name: its file, or its place in the row; empty when it has none.
     """
 
     image: Image
     heat: Mapping[int, NDArray[np.floating[Any]]] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,6 +191,19 @@ def near_misses(report: CleanReport, *, removed: bool) -> list[NearMiss]:
     """Rows with the words of a removed group, those that went with it or those that were kept."""
     flagged = report.result.is_flagged
     return [miss for miss in report.result.near_misses if bool(flagged[miss.place]) == removed]
+
+
+def answer_groups(report: CleanReport) -> list[dict[str, Any]]:
+    """Groups of rows whose answers share words, those that were removed first; of `robust`."""
+    info = report.result.info
+    removed = [group | {"passed": True} for group in info.get("groups", ())]
+    phrases = {group["phrase"] for group in removed}
+    others = [
+        group | {"passed": False}
+        for group in info.get("next_best", ())
+        if group["phrase"] not in phrases
+    ]
+    return removed + others
 
 
 def explanation(report: CleanReport) -> str:

@@ -19,28 +19,34 @@ from gazeguard.report.model import (
     CleanReport,
     GalleryItem,
     Thumbnails,
+    answer_groups,
     causes,
     explanation,
     near_misses,
     selected_layers,
     thresholds,
 )
-from gazeguard.types import Component, Outcome, SkippedRow
+from gazeguard.types import CleaningResult, Component, Outcome, SkippedRow
 
 THUMBNAIL_GROUP = 50
 TABLE_TEXT = 300
 GALLERY_TEXT = 500
-THRESHOLD_NAMES = {"suspicion": "Suspicion", "bsi": "Separation of a layer (BSI)"}
+THRESHOLD_NAMES = {
+    "suspicion": "Suspicion of a row",
+    "bsi": "Separation of a layer (BSI)",
+    "separation": "Separation of a group (BSI)",
+}
 SKIPPED_KINDS = 50
 MAX_NEAR_MISSES = 100
 SKIPPED_ROWS_PER_KIND = 40
 
 
 def _flagged_order(report: CleanReport) -> NDArray[np.int64]:
-    """Positions of the flagged rows, most suspicious first, input order among equals."""
+    """Positions of the flagged rows, most suspicious first; among equals the score decides."""
     flagged = np.flatnonzero(report.result.is_flagged)
     suspicion = np.nan_to_num(report.result.suspicion[flagged], nan=0.0)
-    order: NDArray[np.int64] = flagged[np.lexsort((report.rows[flagged], -suspicion))]
+    keys = (report.rows[flagged], report.result.score[flagged], -suspicion)
+    order: NDArray[np.int64] = flagged[np.lexsort(keys)]
     return order
 
 
@@ -54,7 +60,7 @@ def _table(
         numbers = [int(report.rows[i]) for i in group]
         images = {} if thumbnails is None else thumbnails(numbers)
         for i, row in zip(group.tolist(), numbers, strict=True):
-            image = images.get(row)
+            picture = images.get(row)
             table.append(
                 {
                     "row": row,
@@ -63,7 +69,9 @@ def _table(
                     "prompt": words.shorten(report.prompts[i], TABLE_TEXT),
                     "answer": words.shorten(report.answers[i], TABLE_TEXT),
                     "suspicion": float(np.round(report.result.suspicion[i], 4)),
-                    "image": None if image is None else thumbnail_url(image),
+                    "score": float(np.round(report.result.score[i], 4)),
+                    "image": None if picture is None else thumbnail_url(picture.image),
+                    "file": "" if picture is None else picture.name,
                 }
             )
     return table
@@ -128,11 +136,22 @@ def page_data(
         "curves": _curves(report, bins),
         "measured": 0 if bins is None else sum(bins.kept) + sum(bins.flagged),
         "scoreName": report.result.score_name,
+        "cut": cut(report.result),
         "layers": layer_rows(report),
         "bsiThreshold": None if bsi is None else bsi.value,
         "rows": _table(report, thumbnails, max_rows),
         "heat": heat,
     }
+
+
+def cut(result: CleaningResult) -> float | None:
+    """Score between the removed rows and the kept ones; None where both lie on either side."""
+    finite = np.isfinite(result.score)
+    removed = result.score[finite & result.is_flagged]
+    kept = result.score[finite & ~result.is_flagged]
+    if not removed.size or not kept.size or removed.max() >= kept.min():
+        return None
+    return float(removed.max() + kept.min()) / 2
 
 
 def _lede(report: CleanReport) -> str:
@@ -189,15 +208,21 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         notes.append(
             f"{words.plural(narrow, 'fitted group')} narrower than a bar, so without a curve."
         )
-    if report.result.components:
-        caption = (
-            "Each bar counts rows with a similar score; two separate hills mean that some rows "
-            "make the model look at pictures in a different way."
+    outcome = report.result.verdict.outcome
+    caption = "Each bar counts rows with a similar score"
+    if not report.result.components:
+        caption += "; no pair of components describes them, so no curves are drawn."
+    elif outcome is Outcome.FLAGGED:
+        caption += ": the lower, the further it is from what the other rows do."
+        caption += (
+            " Words and score decide together, so no single line divides removed rows from kept."
+            if cut(report.result) is None
+            else " Rows left of the dashed line were removed."
         )
     else:
-        caption = (
-            "Each bar counts rows with a similar score; no pair of components describes them, so "
-            "no curves are drawn."
+        caption += (
+            ". The curves are the best two groups that could be drawn over them, which is always"
+            " possible; they did not pass as evidence, for the reason at the top of this page."
         )
     edges = bins.edges
     return {
@@ -227,10 +252,13 @@ def _gallery_text(report: CleanReport, item: GalleryItem) -> dict[str, Any]:
     return {
         "name": words.row_name(item.row, item.turn),
         "key": item.key,
+        "id": item.sample_id,
         "prompt": words.shorten(item.prompt, GALLERY_TEXT),
         "answer": words.shorten(item.answer, GALLERY_TEXT),
         "suspicion": item.suspicion,
-        "images": [gallery_url(picture.image) for picture in item.pictures[:MAX_PICTURES]],
+        "images": [
+            (gallery_url(picture.image), picture.name) for picture in item.pictures[:MAX_PICTURES]
+        ],
         "more_images": max(0, len(item.pictures) - MAX_PICTURES),
     }
 
@@ -294,6 +322,9 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "layers_alt": _layers_alt(layers),
         "used_layers": [row.layer for row in layers if row.selected],
         "thresholds": thresholds(report),
+        "groups": answer_groups(report),
+        "needed": report.result.info.get("separation_asked", ""),
+        "cut": data["cut"],
         "threshold_names": THRESHOLD_NAMES,
         "shown_rows": len(data["rows"]),
         "flagged_rows": int(result.is_flagged.sum()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -61,13 +60,26 @@ def row_name(row: int, turn: int | None) -> str:
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as `dotted.key`, text pairs."""
+    """Nested JSON as `dotted.key`, text pairs; the entries of a list of objects are numbered."""
     pairs: list[tuple[str, str]] = []
     for key, item in value.items():
         name = f"{prefix}{key}"
+        if isinstance(item, list) and item and all(isinstance(each, Mapping) for each in item):
+            item = {str(place): each for place, each in enumerate(item, 1)}
         if isinstance(item, Mapping) and item:
             pairs.extend(flatten(item, f"{name}."))
         else:
-            text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-            pairs.append((name, shorten(text, 400)))
+            pairs.append((name, shorten(_said(item), 400)))
     return pairs
+
+
+def _said(value: Any) -> str:
+    """A JSON value in words."""
+    if value is None or value in ({}, []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        nested = any(isinstance(each, list) for each in value)
+        return ("; " if nested else ", ").join(map(_said, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -90,6 +90,12 @@ class Group:
         error = float(np.sqrt(0.5 / n + self.separation**2 / (4 * n)))
         return self.separation - float(t.isf(norm.sf(3 if self.is_part else 2), n - 1)) * error
 
+    def asked(self, separation: float) -> float:
+        """What `at_least` must reach."""
+        if self.before is None:
+            return separation
+        return max(GROWTH * self.before, self.before + GAINED * separation)
+
     @property
     def gained(self) -> float:
         """How much of `separation` is new since the fine-tune."""
@@ -151,17 +157,20 @@ class RobustRule:
         self.evidence = tuple(
             Finding(
                 f"{int(g.members.sum()):,} {profile.unit} teach “{g.phrase}”: {_figures(g)}.",
-                _as_json(g),
+                _as_json(g, separation),
             )
             for g in self.groups
         )
         self.layer_stats = _layer_stats(profile, self.groups, seed)
         self.info: dict[str, Any] = {
-            "groups": [_as_json(g) for g in self.groups],
-            "next_best": [_as_json(g) for g in sorted(seen, key=lambda g: -g.gained)[:5]],
+            "groups": [_as_json(g, separation) for g in self.groups],
+            "next_best": [
+                _as_json(g, separation) for g in sorted(seen, key=lambda g: -g.gained)[:5]
+            ],
             "phrases": len(phrases),
             "prompt_kinds": int(kind.max()) + 1,
             "model_before": base is not None,
+            "separation_asked": _needed(separation, base is not None),
             "separation_threshold": separation,
             "separation_threshold_source": "BSI >= 2, arXiv:2505.16916",
         }
@@ -405,12 +414,9 @@ def _best(
     for group in groups:
         if not FEWEST <= group.members.sum() <= room:
             continue
-        if group.before is not None:
-            if group.at_least < max(GROWTH * group.before, group.before + GAINED * separation):
-                continue
-        elif group.at_least < separation:
+        if group.at_least < group.asked(separation):
             continue
-        elif not anchored:
+        if not anchored:
             peers = [
                 g.separation
                 for g in groups
@@ -498,27 +504,31 @@ def _why(groups: list[Group], shown: list[Group], separation: float, anchored: b
         return f"they teach the same words and the model looks at them in a new way: {said}"
     if not shown:
         return "no words are shared by enough answers"
-    if anchored:
-        needed = (
-            f"{GAINED * separation:g} more than before and {GROWTH:g} times that before are needed,"
-            " after two standard errors"
-        )
-    else:
-        needed = (
-            f"{separation:g} plus two standard errors is needed, over half of the kinds of prompt,"
-            f" and {STANDS_OUT:g} times the next phrase"
-        )
     return (
         "no group of rows with shared words is looked at in a new way "
-        f"(closest: “{shown[0].phrase}”, {_figures(shown[0])}; {needed})"
+        f"(closest: “{shown[0].phrase}”, {_figures(shown[0])}; {_needed(separation, anchored)})"
     )
 
 
-def _as_json(group: Group) -> dict[str, Any]:
+def _needed(separation: float, anchored: bool) -> str:
+    if anchored:
+        return (
+            f"{GAINED * separation:g} more than before and {GROWTH:g} times that before are needed,"
+            " after two standard errors"
+        )
+    return (
+        f"{separation:g} plus two standard errors is needed, over half of the kinds of prompt,"
+        f" and {STANDS_OUT:g} times the next phrase"
+    )
+
+
+def _as_json(group: Group, separation: float) -> dict[str, Any]:
     return {
         "phrase": group.phrase,
         "rows": int(group.members.sum()),
         "separation": round(group.separation, 3),
+        "at_least": round(group.at_least, 3),
+        "asked": round(group.asked(separation), 3),
         "separation_before": None if group.before is None else round(group.before, 3),
         "coverage": round(group.coverage, 3),
         "gained_by_chance": None if group.chance is None else round(group.chance, 3),

@@ -39,6 +39,9 @@ function drawHistogram(host, width, logarithmic) {
       svg.append(bar);
     });
   }
+  if (DATA.cut !== null) {
+    svg.append(makeSvg("line", { class: "threshold", x1: sx(DATA.cut), x2: sx(DATA.cut), y1: box.top, y2: floor }));
+  }
   const points = Math.max(120, Math.floor(inner.width / 2));
   for (const part of fits) {
     let path = "";

@@ -4,6 +4,12 @@ function scoreText(value) {
   return value === null ? "–" : value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 }
 
+// The smallest p that so many calibration inputs allow says no more than "at most".
+function pText(p) {
+  const least = 1 / (DATA.inputs.calibration + 1);
+  return `${p < 1.001 * least ? "≤ " : ""}${Number(p.toPrecision(2))}`;
+}
+
 // 1, 2 and 5 times every power of ten, thinned out to powers where they are many.
 function decadeTicks(low, high) {
   const ticks = [];
@@ -76,7 +82,7 @@ function requestRow(row) {
     row,
     make("td", { role: "cell", class: `c-outcome ${row.outcome}`, title: row.reason }, row.outcome),
     make("td", { role: "cell", class: "c-score" }, scoreText(row.score)),
-    make("td", { role: "cell", class: "c-p" }, row.p === null ? "–" : `${Number(row.p.toPrecision(2))}`),
+    make("td", { role: "cell", class: "c-p" }, row.p === null ? "–" : pText(row.p)),
   );
 }
 

@@ -10,6 +10,7 @@ function removedRow(row) {
   return tableRow(
     row,
     make("td", { role: "cell", class: "c-suspicion" }, make("span", {}, suspicionText(row.suspicion)), bar),
+    make("td", { role: "cell", class: "c-score" }, row.score === null ? "–" : row.score.toFixed(2).replace("-", "−")),
   );
 }
 startTable(removedRow, "suspicion");

@@ -10,11 +10,13 @@ function imageCell(row) {
   const image = row.image
     ? make("img", { src: row.image, alt: `Image of row ${rowName(row)}` })
     : make("span", { class: "no-image" }, "no image");
-  return make("td", { role: "cell", class: "c-image" }, image);
+  const file = row.file ? make("bdi", { class: "file muted" }, row.file) : "";
+  return make("td", { role: "cell", class: "c-image" }, image, file);
 }
 
 function numberCell(row) {
-  return make("th", { role: "rowheader", scope: "row", class: "c-row", title: row.id }, rowName(row));
+  const id = row.id ? make("code", { class: "muted", title: row.id }, row.id.slice(0, 8)) : "";
+  return make("th", { role: "rowheader", scope: "row", class: "c-row" }, rowName(row), id);
 }
 
 function textCell(kind, text, missing) {
@@ -41,7 +43,7 @@ function startTable(makeRow, key) {
   const filter = byId("filter");
   const outcome = byId("outcome"); // not on every page
   const [previous, next] = [byId("previous"), byId("next")];
-  const texts = new Map(DATA.rows.map((row) => [row, `${row.prompt}\n${row.answer}`.toLocaleLowerCase()]));
+  const texts = new Map(DATA.rows.map((row) => [row, `${row.prompt}\n${row.answer}\n${row.file ?? ""}\n${row.id}`.toLocaleLowerCase()]));
   const state = { key, ascending: false, page: 0 };
 
   function matching() {
@@ -52,7 +54,7 @@ function startTable(makeRow, key) {
         && (!wanted || texts.get(row).includes(wanted) || `${row.row}` === number),
     );
     const sign = state.ascending ? 1 : -1;
-    return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || a.row - b.row || (a.turn ?? 0) - (b.turn ?? 0));
+    return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || (a.score ?? 0) - (b.score ?? 0) || a.row - b.row || (a.turn ?? 0) - (b.turn ?? 0));
   }
 
   function update() {
