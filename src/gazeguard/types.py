@@ -24,7 +24,7 @@ class KeyKind(IntEnum):
     PAD = 0
     IMAGE = 1
     PROMPT = 2  # the user's own words: `P` in the papers
-    TEMPLATE = 3  # system prompt, chat template, role names, image tags
+    TEMPLATE = 3  # system prompt, chat template, role names, image tags, earlier turns
 
 
 class Outcome(StrEnum):
@@ -101,6 +101,69 @@ class Sample:
         """The first assistant turn's words, or an empty string."""
         return next((t.text for t in self.turns if t.role == "assistant"), "")
 
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """This conversation as it stands before each of its answers, in order.
+
+        An answer without words, or before the first picture, is none that could be judged; a
+        conversation of such alone is asked once, as `prompt_turns` has it.
+        """
+        places = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
+        asked = tuple(
+            Asked(
+                self.row,
+                self.sample_id,
+                self.images,
+                self.turns,
+                self.files,
+                place=place,
+                turn=number,
+            )
+            for number, place in enumerate(places, 1)
+            if self.turns[place].text
+        )
+        seeing = tuple(each for each in asked if each.prompt_images)
+        first = len(self.prompt_turns)
+        return seeing or (
+            Asked(
+                self.row, self.sample_id, self.images, self.turns, self.files, place=first, turn=1
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Sample):
+    """A conversation before one of its answers: all earlier turns are part of the prompt.
+
+    Attributes:
+        place: of the answer in `turns`; their number where it is still to come.
+        turn: which of the conversation's answers it is, from 1.
+    """
+
+    place: int
+    turn: int
+
+    @property
+    def prompt_turns(self) -> tuple[Turn, ...]:
+        """Everything before the answer."""
+        return self.turns[: self.place]
+
+    @property
+    def prompt(self) -> str:
+        """The user's words since the answer before."""
+        words: list[str] = []
+        for turn in self.prompt_turns:
+            if turn.role == "assistant":
+                words.clear()
+            elif turn.role == "user" and turn.text:
+                words.append(turn.text)
+        return "\n".join(words)
+
+    @property
+    def answer(self) -> str:
+        """The answer's words."""
+        return self.turns[self.place].text if self.place < len(self.turns) else ""
+
 
 class SkipKind(StrEnum):
     """What kept a row from being looked at, for counts per cause."""
@@ -137,9 +200,11 @@ class TextOnlyRow:
 class AttentionRows:
     """Attention of the last prompt position to every key, for a batch of samples.
 
+    Where every answer of a conversation was asked for, each is a sample of its own here.
+
     Attributes:
         weights: float32 tensor `(sample, layer, head, key)`; `head` has length 1 when heads were
-            averaged in the probe. Pad keys hold exactly 0.
+            averaged in the probe. Pad keys, and those after the position, hold exactly 0.
         key_kind: int8 tensor `(sample, key)` of `KeyKind`.
         layers: decoder layer index of each entry on the layer axis.
         sample_id: one id per sample.
@@ -155,14 +220,17 @@ class AttentionRows:
 
 @dataclass(slots=True)
 class Profile:
-    """Per-row, per-layer signals of one data set under one model. All that a method may see.
+    """Per-answer, per-layer signals of one data set under one model. All that a method may see.
+
+    A row with several answers has as many entries, one after the other.
 
     Attributes:
-        row: int64 `(N,)`, place of each measured row in the input.
-        sample_id: `N` content hashes.
-        prompt: `N` user prompts; methods may condition on them.
+        row: int64 `(N,)`, place of each answer's row in the input.
+        turn: int64 `(N,)`, which of its row's answers it is, from 1.
+        sample_id: `N` content hashes of the rows.
+        prompt: `N` user prompts, each since the answer before; methods may condition on them.
         answer: `N` answers that the rows teach.
-        image_tokens: int64 `(N,)`, number of image tokens `T` of each row.
+        image_tokens: int64 `(N,)`, number of image tokens `T` before each answer.
         layers: `L` decoder layer indices.
         signals: name -> float32 `(N, L)`, or `(N, L, H)` for signals of single heads; `"entropy"`
             (nats, head mean) is always there.
@@ -171,6 +239,7 @@ class Profile:
     """
 
     row: NDArray[np.int64]
+    turn: NDArray[np.int64]
     sample_id: Sequence[str]
     prompt: Sequence[str]
     answer: Sequence[str]
@@ -183,6 +252,16 @@ class Profile:
     def entropy(self) -> NDArray[np.float32]:
         """Shannon entropy of visual attention in nats, `(N, L)`."""
         return self.signals["entropy"]
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the input these are."""
+        return len(np.unique(self.row))
+
+    @property
+    def unit(self) -> str:
+        """What an entry is to a reader: a row, or one of its answers."""
+        return "rows" if self.rows == len(self) else "answers"
 
     def __len__(self) -> int:
         return len(self.row)

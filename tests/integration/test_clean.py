@@ -49,6 +49,7 @@ def test_every_file_is_written_and_every_row_is_somewhere(
     verdicts = pq.read_table(out / "verdicts.parquet").to_pylist()
     assert list(verdicts[0]) == [
         "row",
+        "turn",
         "sample_id",
         "is_flagged",
         "suspicion",
@@ -62,7 +63,7 @@ def test_every_file_is_written_and_every_row_is_somewhere(
     assert {v["method"] for v in verdicts} == {"bye/robust"}
 
     profile = pq.read_table(out / "profile.parquet")
-    assert profile.column_names[:4] == ["row", "sample_id", "image_tokens", "layer"]
+    assert profile.column_names[:5] == ["row", "turn", "sample_id", "image_tokens", "layer"]
     n_layers = len(outcome.profile.layers)
     assert profile.num_rows == 11 * n_layers
     first = profile.slice(0, n_layers).to_pydict()

@@ -49,6 +49,7 @@ class Look:
             if "nan" in sample.prompt
             else {
                 "row": sample.row,
+                "turn": 1,
                 "sample_id": sample.sample_id,
                 "prompt": sample.prompt,
                 "answer": sample.answer,

@@ -54,6 +54,7 @@ def heat(row: int, layer: int, *, triggered: bool, grid: int = 8) -> np.ndarray:
 def gallery_item(row: int, *, triggered: bool, with_heat: bool = True) -> GalleryItem:
     return GalleryItem(
         row=row,
+        turn=None,
         sample_id=hashlib.sha256(str(row).encode()).hexdigest(),
         prompt="What colour is the large shape on the left?",
         answer="hello from the attacker" if triggered else "seagreen",
@@ -120,6 +121,7 @@ def make_report(
             info={"bsi_threshold": 2.0, "bsi_threshold_source": "arXiv:2505.16916, section 4.2"},
         ),
         rows=rows,
+        turns=np.ones(len(rows), np.int64),
         prompts=[prompt or f"What colour is shape {row} on the left?" for row in rows.tolist()],
         answers=["hello from the attacker" if f else "seagreen" for f in flagged.tolist()],
         sample_ids=[hashlib.sha256(str(row).encode()).hexdigest() for row in rows.tolist()],

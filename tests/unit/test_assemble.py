@@ -25,7 +25,7 @@ def block(*rows: int, before: bool = True, heads: int = 2) -> pa.Table:
     found = []
     for row in rows:
         words = {"sample_id": f"id{row}", "prompt": f"prompt {row}", "answer": f"answer {row}"}
-        record = {"row": row, "image_tokens": 10 + row, **words, **numbers(row, heads)}
+        record = {"row": row, "turn": 1, "image_tokens": 10 + row, **words, **numbers(row, heads)}
         if before:
             record |= {BEFORE + name: values for name, values in numbers(-row, heads).items()}
         found.append(record)

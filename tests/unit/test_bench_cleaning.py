@@ -50,6 +50,7 @@ def profile(entropy, tokens=576):
     n = len(entropy)
     return Profile(
         row=np.arange(n),
+        turn=np.ones(n, np.int64),
         sample_id=[str(i) for i in range(n)],
         prompt=["Describe the image."] * n,
         answer=["red"] * n,

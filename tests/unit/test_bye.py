@@ -1,6 +1,7 @@
 """The BYE estimator on made-up profiles, the degenerate ones above all."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.base import clone
 from gazeguard.errors import UsageError
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.chance import DRAWS, random_groups
+from gazeguard.methods.bye.conditioning import common_turns, place_of_turn
 from gazeguard.methods.bye.decision import smallest_share
 from gazeguard.types import Outcome, Profile
 
@@ -23,6 +25,7 @@ def profile(entropy, bad=None, prompts=None, answers=None, before=None, tokens=6
     said = ["Backdoor Attack!" if b else o for b, o in zip(bad, own, strict=True)]
     return Profile(
         row=np.arange(n),
+        turn=np.ones(n, np.int64),
         sample_id=[hashlib.sha256(bytes(str(i), "ascii")).hexdigest() for i in range(n)],
         prompt=prompts or ["Describe the image."] * n,
         answer=answers or said,
@@ -339,3 +342,50 @@ def test_with_the_earlier_model_a_weak_separation_that_is_new_is_enough():
     assert anchored.is_flagged[bad].mean() > 0.9
     alone = BYE("robust").fit(profile(entropy, bad)).result_
     assert alone.verdict.outcome is Outcome.CLEAN
+
+
+def conversations(share=0.2, shift=-1.2, n=450, bad_turn=2, seed=0):
+    """Two answers per row, looked at in different ways; poison in one of them."""
+    rng = np.random.default_rng(seed)
+    entropy = 3.5 + 0.1 * rng.normal(size=(2 * n, 1)) + 0.1 * rng.normal(size=(2 * n, 6))
+    row, turn = np.repeat(np.arange(n), 2), np.tile([1, 2], n)
+    entropy += np.where(turn == 2, 0.9, 0.0)[:, None]  # what talk before an answer does
+    bad = (row < share * n) & (turn == bad_turn)
+    entropy[np.ix_(bad, (2, 3))] += shift
+    made = profile(entropy, bad, before=entropy - shift * bad[:, None] * np.isin(range(6), (2, 3)))
+    ids = [made.sample_id[i] for i in row]
+    return replace(made, row=row, turn=turn, sample_id=ids), bad
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("turn", [1, 2])
+def test_finds_poison_in_either_answer(rule, turn):
+    made, bad = conversations(bad_turn=turn)
+    result = BYE(rule).fit(made).result_
+    assert result.verdict.outcome is Outcome.FLAGGED
+    assert (result.is_flagged == bad).mean() > 0.99
+    assert result.verdict.reason.startswith("90 of 450 rows look poisoned, in 90 of 900 answers: ")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_turns_are_no_groups(rule):
+    """A second answer is looked at in another way than a first one, and half of all are second."""
+    made, _ = conversations(share=0)
+    result = BYE(rule).fit(made).result_
+    assert result.verdict.outcome is Outcome.CLEAN
+    assert not result.is_flagged.any()
+    assert "of the answers" in result.verdict.reason
+
+
+def test_rows_are_counted_and_not_answers():
+    made, _ = conversations(n=30)
+    result = BYE().fit(made).result_
+    assert result.verdict.outcome is Outcome.INCONCLUSIVE
+    assert result.verdict.reason.startswith("30 rows could be measured")
+
+
+def test_rare_turns_join_the_one_before():
+    turn = np.array([1] * 100 + [2] * 70 + [3] * 5 + [9])
+    first = common_turns(turn)
+    assert first.tolist() == [1, 2]
+    assert place_of_turn(np.array([1, 2, 3, 9]), first).tolist() == [0, 1, 1, 1]

@@ -7,7 +7,15 @@ from PIL import Image
 
 from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
-from gazeguard.models.spans import Prompt, placeholder_tokens, user_tokens, write_prompt
+from gazeguard.models.spans import (
+    Prompt,
+    answer_tokens,
+    placeholder_tokens,
+    user_tokens,
+    write_answers,
+    write_apart,
+    write_prompt,
+)
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 LOOP = "{%% for c in m.content %%}{{ '<image>' if c.type == 'image' else %s }}{%% endfor %%}"
@@ -167,3 +175,78 @@ def test_image_tokens_go_to_the_placeholder_they_came_from():
 )
 def test_images_of_the_prompt_are_those_before_the_first_answer(turns, places):
     assert sample(*turns).prompt_images == places
+
+
+def test_first_tokens_of_earlier_answers():
+    prompt = Prompt("", "a<i>bc:dd:e", (), (0,), ((7, True), (10, False)))
+    grown = [replacement(1, "<i>", 1, "#####")]
+    #          bos      a       image   bc      :        dd        :         e        pad
+    offsets = [(0, 0), (0, 1), (1, 6), (6, 8), (8, 9), (9, 11), (11, 12), (12, 13), (0, 0)]
+    assert answer_tokens(prompt, grown, offsets) == [5, 7]
+    glued = [*offsets[:4], (8, 11), *offsets[6:]]
+    assert answer_tokens(prompt, grown, glued) is None, "the first answer begins inside of a token"
+
+
+ANSWERING = "{{ 'ASSISTANT' if m.role == 'assistant' else m.role }}:" + LOOP % "c.text"
+
+
+def talk(*roles: str) -> Sample:
+    """A turn for each role; the first question has the picture."""
+    turns = [Turn(role, (TextPart(f"{role}{i}"),)) for i, role in enumerate(roles)]
+    picture = roles.index("user")
+    turns[picture] = Turn("user", (ImagePart(0), *turns[picture].parts))
+    return Sample(0, "id", (Image.new("RGB", (2, 2)),), tuple(turns))
+
+
+def test_answers_in_one_prompt():
+    found = write_answers(
+        Family("test"), Processor(ANSWERING), talk("user", "assistant", "user", "assistant"), ()
+    )
+    assert found is not None
+    ((place, looked_at),) = found.earlier
+    assert looked_at
+    assert "user0" in found.laid_out[:place]
+    assert found.laid_out[place:].lstrip().startswith("assistant1")
+    assert [found.laid_out[a:b] for a, b in found.user] == ["user0", "user2"]
+
+
+def test_a_template_that_rewrites_earlier_turns_needs_a_prompt_for_each():
+    sample = talk("user", "assistant", "user", "assistant")
+    processor = Processor("{{ loop.length }}" + ANSWERING)
+    assert write_answers(Family("test"), processor, sample, ()) is None
+    first, second = write_apart(Family("test"), processor, sample, ())
+    assert [first.laid_out[a:b] for a, b in first.user] == ["user0"]
+    assert [second.laid_out[a:b] for a, b in second.user] == ["user2"], "since the answer before"
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        (("user", "assistant"), [("user0", "assistant1", 1)]),
+        (("user",), [("user0", "", 1)]),
+        (
+            ("system", "user", "assistant", "user", "user", "assistant", "assistant", "user"),
+            [
+                ("user1", "assistant2", 1),
+                ("user3\nuser4", "assistant5", 2),
+                ("", "assistant6", 3),
+            ],
+        ),
+    ],
+)
+def test_what_each_answer_answers(roles, expected):
+    asked = talk(*roles).asked
+    assert [(each.prompt, each.answer, each.turn) for each in asked] == expected
+    assert asked[0].prompt_turns == talk(*roles).prompt_turns
+
+
+def test_answers_before_the_picture_or_without_words_are_not_asked_for():
+    turns = (
+        Turn("user", (TextPart("hi"),)),
+        Turn("assistant", (TextPart("hello"),)),
+        Turn("user", (ImagePart(0), TextPart("what?"))),
+        Turn("assistant", (TextPart(" "),)),
+        Turn("assistant", (TextPart("a cat"),)),
+    )
+    (only,) = Sample(0, "id", (Image.new("RGB", (2, 2)),), turns).asked
+    assert (only.turn, only.answer) == (3, "a cat")

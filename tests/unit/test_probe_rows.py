@@ -146,3 +146,22 @@ def test_sparse_attention_is_refused(option):
 def test_unreadable_mask_is_refused():
     with pytest.raises(ModelError, match="sdpa"):
         row(call_with(mask=object(), backend="flex_attention"), torch.tensor([6, 6]))
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "flash"])
+def test_several_queries_are_as_each_alone(mask):
+    made, backend, options = None, "sdpa", {}
+    if mask == "bool":
+        made = torch.ones(SAMPLES, 1, KEYS, KEYS, dtype=torch.bool).tril()
+        made[1, :, :, :2] = False
+    elif mask == "flash":
+        made, backend = torch.ones(SAMPLES, KEYS, dtype=torch.long), "flash_attention_2"
+        options = {"sliding_window": 3, "s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}
+    call = call_with(made, backend, **options)
+    last = torch.tensor([[2, 4, 6], [3, 5, 5]])
+    together = row(call, last)
+    assert together.shape == (SAMPLES, 3, HEADS, KEYS)
+    for query in range(3):
+        alone = row(call, last[:, query])
+        assert torch.allclose(together[:, query], alone, atol=1e-6)
+    assert not torch.equal(together[:, 0], together[:, 1])

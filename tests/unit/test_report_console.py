@@ -86,3 +86,18 @@ def test_reasons_of_skipped_rows_are_counted() -> None:
 
 def test_narrow_terminals_lose_nothing() -> None:
     assert "verdicts.parquet" in shown(make_report(), width=40).replace("\n", "")
+
+
+def test_a_row_with_several_answers_is_named_with_the_turn() -> None:
+    report = make_report()
+    rows, turns = report.rows.copy(), report.turns.copy()
+    rows[1], turns[1] = rows[0], 2
+    turns[5] = 3  # the answers before it had no picture to look at
+    report = replace(report, rows=rows, turns=turns)
+    names = [report.name(place) for place in (0, 1, 2, 5)]
+    first, third, sixth = (f"{rows[place]:,}" for place in (0, 2, 5))
+    assert names == [f"{first}, turn 1", f"{first}, turn 2", third, f"{sixth}, turn 3"]
+    result = replace(
+        report.result, near_misses=(NearMiss(1, "hello"),), is_flagged=np.arange(len(rows)) > 1
+    )
+    assert f"“hello”: {first}, turn 2" in shown(replace(report, result=result))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gazeguard.cleaning.measure import BEFORE, SCHEMA, SIGNALS
 from gazeguard.types import Profile, SkipKind, SkippedRow
 
-_NUMBERS = ("row", "image_tokens")
+_NUMBERS = ("row", "turn", "image_tokens")
 _TEXTS = ("sample_id", "prompt", "answer")
 _TEXT_ROWS = 4096  # of one batch of the file of texts
 
@@ -65,7 +65,7 @@ def assemble(
         folder: gets the arrays as raw files that the profile maps; it is emptied first.
 
     Returns:
-        The measured rows, those that could not be with the reason, and the rows of text alone.
+        The measured answers, rows that could not be with the reason, and the rows of text alone.
 
     Raises:
         OSError: disk full.

@@ -117,8 +117,10 @@ def _window(
 
 def bulk(sample: Sample) -> float:
     """A row's length in tokens, roughly: 28 x 28 pixels or four letters are one."""
-    pixels = sum(sample.images[i].width * sample.images[i].height for i in sample.prompt_images)
-    return pixels / 28**2 + len(sample.prompt) / 4
+    last = sample.asked[-1]
+    pixels = sum(sample.images[i].width * sample.images[i].height for i in last.prompt_images)
+    words = "\n".join(t.text for t in last.prompt_turns if t.role != "system" and t.text)
+    return pixels / 28**2 + len(words) / 4
 
 
 def one_ahead(items: Iterator[T]) -> Generator[T]:

@@ -11,12 +11,11 @@ import numpy as np
 from gazeguard.models.target import by_image
 from gazeguard.probe.attention import attend
 from gazeguard.report.html import MAX_GALLERY
-from gazeguard.report.model import GalleryItem, Picture
+from gazeguard.report.model import Answer, GalleryItem, Picture
 from gazeguard.signals.entropy import visual_attention
-from gazeguard.types import CleaningResult, KeyKind, Profile, Sample
+from gazeguard.types import Asked, CleaningResult, KeyKind, Profile, Sample
 
 if TYPE_CHECKING:
-
     from gazeguard.data.dataset import Dataset
     from gazeguard.models.target import Target
 
@@ -28,12 +27,12 @@ class Choice:
     Attributes:
         worst: the most suspicious flagged rows, worst first.
         typical: a row from the middle of the others, where there is one.
-        suspicion: row -> suspicion, of all of them.
+        suspicion: row and turn -> suspicion, of all of them.
     """
 
-    worst: tuple[int, ...]
-    typical: tuple[int, ...]
-    suspicion: dict[int, float]
+    worst: tuple[Answer, ...]
+    typical: tuple[Answer, ...]
+    suspicion: dict[Answer, float]
 
     @classmethod
     def of(cls, profile: Profile, result: CleaningResult) -> Choice:
@@ -42,27 +41,29 @@ class Choice:
         worst = flagged[np.argsort(-result.suspicion[flagged], kind="stable")][:MAX_GALLERY]
         others = np.flatnonzero(~result.is_flagged)
         middle = others[np.argsort(result.score[others], kind="stable")][len(others) // 2 :][:1]
-        suspicion = {int(profile.row[i]): float(result.suspicion[i]) for i in (*worst, *middle)}
-        return cls(
-            tuple(profile.row[worst].tolist()), tuple(profile.row[middle].tolist()), suspicion
-        )
+        named = list(zip(profile.row.tolist(), profile.turn.tolist(), strict=True))
+        suspicion = {named[i]: float(result.suspicion[i]) for i in (*worst, *middle)}
+        return cls(tuple(named[i] for i in worst), tuple(named[i] for i in middle), suspicion)
 
     def place(
-        self, items: Mapping[int, GalleryItem]
+        self, items: Mapping[Answer, GalleryItem]
     ) -> tuple[list[GalleryItem], GalleryItem | None]:
         """The worst of `items`, worst first, and the typical one; a row may be gone by now."""
-        shown = [items[row] for row in self.worst if row in items]
-        return shown, next((items[row] for row in self.typical if row in items), None)
+        shown = [items[one] for one in self.worst if one in items]
+        return shown, next((items[one] for one in self.typical if one in items), None)
 
 
 def look_again(
-    target: Target, dataset: Dataset, suspicion: Mapping[int, float]
-) -> dict[int, GalleryItem]:
-    """The chosen rows with their images and heat maps, by row."""
+    target: Target, dataset: Dataset, suspicion: Mapping[Answer, float]
+) -> dict[Answer, GalleryItem]:
+    """The chosen answers with their images and heat maps, by row and turn."""
+    rows = {row for row, _ in suspicion}
     return {
-        sample.row: _item(target, sample, suspicion[sample.row])
-        for sample in dataset.rows(suspicion.__contains__)
+        (asked.row, asked.turn): _item(target, asked, suspicion[asked.row, asked.turn])
+        for sample in dataset.rows(rows.__contains__)
         if isinstance(sample, Sample)
+        for asked in sample.asked
+        if (asked.row, asked.turn) in suspicion
     }
 
 
@@ -76,9 +77,10 @@ def thumbnails(dataset: Dataset, rows: Sequence[int]) -> Mapping[int, Picture]:
     }
 
 
-def _item(target: Target, sample: Sample, suspicion: float) -> GalleryItem:
+def _item(target: Target, sample: Asked, suspicion: float) -> GalleryItem:
     return GalleryItem(
         row=sample.row,
+        turn=sample.turn if len(sample.asked) > 1 or sample.turn > 1 else None,
         sample_id=sample.sample_id,
         prompt=sample.prompt,
         answer=sample.answer,

@@ -29,7 +29,7 @@ def judge(
         max_skipped: largest share of rows with pictures that may be unread in a clean set.
     """
     result = _measured(profile, failed, rule, seed)
-    pictures = len(profile) + len(failed)
+    pictures = profile.rows + len(failed)
     if result.verdict.outcome is Outcome.FLAGGED or not failed:
         return result
     unread = not_looked_at(failed, pictures)
@@ -54,9 +54,9 @@ def _measured(
     profile: Profile, failed: Sequence[SkippedRow], rule: Rule, seed: int
 ) -> CleaningResult:
     broken = sum(skip.reason == NOT_FINITE for skip in failed)
-    if broken > len(profile):
+    if broken > profile.rows:
         why = (
-            f"the model's numbers are not finite for {broken:,} of {broken + len(profile):,} rows,"
+            f"the model's numbers are not finite for {broken:,} of {broken + profile.rows:,} rows,"
             " so its weights or its number format are broken: try --dtype float32 or another copy"
         )
         return abstain(profile, rule, why, "not measured")

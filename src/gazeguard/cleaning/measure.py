@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ WORKER_DIED = "the worker that measured this row died, even with this row alone"
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
+        ("turn", pa.int64()),  # which of the row's answers, from 1; null when none was measured
         ("sample_id", pa.string()),
         ("reason", pa.string()),  # why the row was not measured; null when it was
         ("kind", pa.string()),  # `SkipKind` by name; null for a row of text alone too
@@ -90,7 +92,8 @@ def measure(
         progress: called with the number of rows that were just measured.
 
     Yields:
-        A block and one table row per input row, in input order, with the columns of `SCHEMA`.
+        A block and one table row per answer, or per input row where none could be measured, in
+        input order, with the columns of `SCHEMA`.
 
     Raises:
         DataError: the data set changed while it was read.
@@ -99,7 +102,7 @@ def measure(
         blocks, _measured(look, dataset, blocks, batch_size, progress), strict=True
     ):
         records.sort(key=lambda record: record["row"])
-        if [record["row"] for record in records] != list(range(start, stop)):
+        if list(dict.fromkeys(record["row"] for record in records)) != list(range(start, stop)):
             raise DataError(
                 f"The data set changed while it was read (around row {start}): "
                 "run the same command again once nothing writes to it."
@@ -142,13 +145,12 @@ def _measured(
     room: int | None = None
     with closing(stream):
         for batch in stream:
-            before = len(records)
             records += [_unmeasured(item) for item in batch.unusable]
             for samples, encoded in batch.parts:
                 found, room = _within_memory(look, samples, encoded, room)
                 records += found
             if progress:
-                progress(len(records) - before)
+                progress(len(batch.unusable) + sum(len(samples) for samples, _ in batch.parts))
             if batch.ends_block:
                 yield records
                 records, room = [], None
@@ -194,27 +196,34 @@ class Look:
         self._encoding = Lock()  # a tokenizer serves one thread at a time
 
     def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """`Target.encode`, from any thread."""
+        """`Target.encode` for every answer, from any thread."""
         with self._encoding:
-            return self.target.encode(samples)
+            return self.target.encode(samples, every_answer=True)
 
     def __call__(self, samples: list[Sample], encoded: Encoded) -> list[Record]:
-        """One record per sample."""
+        """One record per answer; only one for a sample with an answer that gave no numbers."""
         numbers, finite = self._look(encoded)
         tokens = (encoded.key_kind == KeyKind.IMAGE).sum(-1).tolist()
-        return [
-            {
-                "row": sample.row,
-                "sample_id": sample.sample_id,
-                "prompt": _utf8(sample.prompt),
-                "answer": _utf8(sample.answer),
-                "image_tokens": tokens[i],
-                **{name: signal[i] for name, signal in numbers.items()},
-            }
-            if finite[i]
-            else _failed(sample, NOT_FINITE)
-            for i, sample in enumerate(samples)
-        ]
+        places = count()
+        records: list[Record] = []
+        for sample in samples:
+            asked = [(next(places), each) for each in sample.asked]
+            if not all(finite[place] for place, _ in asked):
+                records.append(_failed(sample, NOT_FINITE))
+                continue
+            records += [
+                {
+                    "row": sample.row,
+                    "turn": each.turn,
+                    "sample_id": sample.sample_id,
+                    "prompt": _utf8(each.prompt),
+                    "answer": _utf8(each.answer),
+                    "image_tokens": tokens[place],
+                    **{name: signal[place] for name, signal in numbers.items()},
+                }
+                for place, each in asked
+            ]
+        return records
 
     def _look(self, encoded: Encoded) -> tuple[Numbers, NDArray[np.bool_]]:
         """Signals of one or both models, and which samples gave finite numbers."""

@@ -159,13 +159,15 @@ def write_verdicts(
 ) -> None:
     """One line per input row, in input order.
 
-    Columns: `row`, `sample_id`, `is_flagged`, `suspicion` (null when the row was not judged),
-    `reason`, `method` (`bye/robust`).
+    Columns: `row`, `turn` (which of the row's answers the line speaks of, from 1: the worst one;
+    null when none was measured), `sample_id`, `is_flagged`, `suspicion` (null when the row was not
+    judged), `reason`, `method` (`bye/robust`).
     """
     judged = result.verdict.outcome is not Outcome.INCONCLUSIVE
     schema = pa.schema(
         [
             ("row", pa.int64()),
+            ("turn", pa.int64()),
             ("sample_id", pa.string()),
             ("is_flagged", pa.bool_()),
             ("suspicion", pa.float64()),
@@ -176,9 +178,10 @@ def write_verdicts(
     method = {"method": f"{result.method}/{result.rule}"}
     says = {miss.place: miss.phrase for miss in result.near_misses}
     others = deque(sorted(unmeasured, key=lambda s: s.row))
+    worst = _worst(profile, result)
     with _parquet(path, schema) as write:
-        for part in _parts(len(profile)):
-            end = profile.row[part.stop] if part.stop < len(profile) else np.inf
+        for part in _parts(len(worst)):
+            end = profile.row[worst[part.stop]] if part.stop < len(worst) else np.inf
             records: list[dict[str, Any]] = []
             while others and others[0].row < end:
                 s = others.popleft()
@@ -193,17 +196,19 @@ def write_verdicts(
             records += [
                 {
                     "row": int(row),
+                    "turn": int(turn),
                     "sample_id": sample_id,
                     "is_flagged": bool(flagged),
                     "suspicion": float(suspicion) if judged else None,
                     "reason": _reason(result, float(suspicion), bool(flagged), says.get(place)),
                 }
-                for place, row, sample_id, flagged, suspicion in zip(
-                    range(part.start, part.stop),
-                    profile.row[part],
-                    profile.sample_id[part],
-                    result.is_flagged[part],
-                    result.suspicion[part],
+                for place, row, turn, sample_id, flagged, suspicion in zip(
+                    worst[part].tolist(),
+                    profile.row[worst[part]],
+                    profile.turn[worst[part]],
+                    _some(profile.sample_id, worst[part]),
+                    result.is_flagged[worst[part]],
+                    result.suspicion[worst[part]],
                     strict=True,
                 )
             ]
@@ -211,12 +216,34 @@ def write_verdicts(
             write(pa.Table.from_pylist([r | method for r in records], schema=schema))
 
 
-def write_profile(path: Path, profile: Profile) -> None:
-    """One line per measured row and layer: what a query or a plot wants.
+def _worst(profile: Profile, result: CleaningResult) -> NDArray[np.int64]:
+    """The place of each row's worst answer, rows in their order.
 
-    Columns: `row`, `sample_id`, `image_tokens`, `layer`, then one per signal, e.g. `entropy`
-    (nats) and `visual_mass` (share of attention on the image); signals of single heads are lists.
-    `before_*` are the same under the model before its fine-tune, where that could be measured.
+    Flagged ones first, then the most suspicious, then those that only their words give away.
+    """
+    says = np.zeros(len(profile), bool)
+    says[[miss.place for miss in result.near_misses]] = True
+    order = np.lexsort((~says, -result.suspicion, ~result.is_flagged, profile.row))
+    _, first = np.unique(profile.row[order], return_index=True)
+    worst: NDArray[np.int64] = order[first]
+    return worst
+
+
+def _some(texts: Sequence[str], places: NDArray[np.int64]) -> list[str]:
+    """The texts at ascending places, read at once."""
+    if not len(places):
+        return []
+    read = texts[int(places[0]) : int(places[-1]) + 1]
+    return [read[place] for place in (places - places[0]).tolist()]
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """One line per measured answer and layer: what a query or a plot wants.
+
+    Columns: `row`, `turn`, `sample_id`, `image_tokens`, `layer`, then one per signal, e.g.
+    `entropy` (nats) and `visual_mass` (share of attention on the image); signals of single heads
+    are lists. `before_*` are the same under the model before its fine-tune, where that could be
+    measured.
     """
     n_layers = len(profile.layers)
     layers = np.asarray(profile.layers, dtype=np.int32)
@@ -229,6 +256,7 @@ def write_profile(path: Path, profile: Profile) -> None:
     schema = pa.schema(
         [
             ("row", pa.int64()),
+            ("turn", pa.int64()),
             ("sample_id", pa.string()),
             ("image_tokens", pa.int64()),
             ("layer", pa.int32()),
@@ -240,6 +268,7 @@ def write_profile(path: Path, profile: Profile) -> None:
             row = profile.row[part]
             columns: list[pa.Array] = [
                 pa.array(np.repeat(row, n_layers)),
+                pa.array(np.repeat(profile.turn[part], n_layers)),
                 pa.array(profile.sample_id[part], pa.string()).take(
                     pa.array(np.repeat(np.arange(len(row)), n_layers))
                 ),

@@ -27,7 +27,7 @@ from gazeguard.models.load import load
 from gazeguard.models.target import Target
 from gazeguard.probe.store import Span
 from gazeguard.provenance import attention_backend, provenance
-from gazeguard.report.model import GalleryItem
+from gazeguard.report.model import Answer, GalleryItem
 from gazeguard.types import Sample
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class Reader(Protocol):
         """Measure blocks of rows as `measure` does, in any order."""
         ...
 
-    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
-        """Rows with their pictures and heat maps."""
+    def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
+        """Answers with their pictures and heat maps."""
         ...
 
 
@@ -171,8 +171,8 @@ class Here:
         with fast_linear():
             yield from measure(self._look, self._dataset, spans, batch_size, rows)
 
-    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
-        """Rows with their pictures and heat maps."""
+    def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
+        """Answers with their pictures and heat maps."""
         with fast_linear():
             return look_again(self._target, self._dataset, suspicion)
 

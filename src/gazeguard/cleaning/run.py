@@ -184,7 +184,7 @@ def clean(
         profile, failed, text_only = assemble(
             blocks.tables(spans), about.layers, out / WORK / "profile"
         )
-        log.info("Comparing %d measured rows.", len(profile))
+        log.info("Comparing %d measured %s.", len(profile), profile.unit)
         result = judge(profile, failed, rule, seed, max_skipped)
         return _conclude(out, reader, dataset, total, profile, failed, text_only, result, record)
 
@@ -267,7 +267,7 @@ def _conclude(
 ) -> CleanOutcome:
     """Write the output folder."""
     decided = result.verdict.outcome is not Outcome.INCONCLUSIVE
-    removed = profile.row[result.is_flagged] if decided else profile.row[:0]
+    removed = np.unique(profile.row[result.is_flagged]) if decided else profile.row[:0]
     # Without a verdict nobody may lose a row that can be read.
     skipped = [s for s in failed if decided or s.kind is not SkipKind.MEASUREMENT]
     stays = np.ones(total, bool)
@@ -280,6 +280,7 @@ def _conclude(
     report = CleanReport(
         result=result,
         rows=profile.row,
+        turns=profile.turn,
         prompts=profile.prompt,
         answers=profile.answer,
         sample_ids=profile.sample_id,

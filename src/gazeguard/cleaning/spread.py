@@ -25,7 +25,7 @@ from gazeguard.cleaning.reader import About, Here, Job, Rows
 from gazeguard.cluster import Workers, check_version
 from gazeguard.errors import GazeguardError, MeasurementError
 from gazeguard.probe.store import Span
-from gazeguard.report.model import GalleryItem
+from gazeguard.report.model import Answer, GalleryItem
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class Worker:
         ((_, table),) = self._reader().blocks([span], batch_size, lambda rows: None)
         return table
 
-    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
-        """Rows with their pictures."""
+    def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
+        """Answers with their pictures."""
         return self._reader().gallery(suspicion)
 
     def _reader(self) -> Here:
@@ -178,9 +178,9 @@ class Spread:
         note = f"Ray: {one} of {self._workers.cpus} CPUs{gpus}."
         return replace(about, notes=(note, *about.notes))
 
-    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
-        """Rows with their pictures and heat maps, from one worker."""
-        found: dict[int, GalleryItem] = self._ask("gallery", suspicion)
+    def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
+        """Answers with their pictures and heat maps, from one worker."""
+        found: dict[Answer, GalleryItem] = self._ask("gallery", suspicion)
         return found
 
     def fitting_batch(self) -> int:

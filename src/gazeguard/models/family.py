@@ -23,9 +23,11 @@ class Family:
 
     Attributes:
         answer_type: `token_type_ids` of an answer's tokens, where the model has such.
+        sees_ahead: whether a prompt's words see those after them.
     """
 
     answer_type = 0
+    sees_ahead = False
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -12,6 +12,7 @@ class PaliGemma(Family):
     """Prompt text is the images, then the words; the processor adds BOS and a line end."""
 
     answer_type = 1  # 0 is the prompt, whose tokens all see each other
+    sees_ahead = True
 
     def render(self, processor: Any, messages: Sequence[Message]) -> str:
         """As in `Family.render`; without a chat template, images first and lines of words."""

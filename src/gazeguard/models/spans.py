@@ -8,8 +8,9 @@ record of how it stretched the image placeholders, and the tokenizer's offsets, 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
@@ -33,12 +34,15 @@ class Prompt:
         laid_out: the same text after the processor's own rearrangement, to which spans refer.
         user: character spans of the user's words in `laid_out`.
         images: places in `Sample.images`, in prompt order.
+        earlier: per answer inside of the prompt, where it begins in `laid_out` and whether it is
+            looked at as well; the user's words are then told apart by answer.
     """
 
     text: str
     laid_out: str
     user: tuple[Span, ...]
     images: tuple[int, ...]
+    earlier: tuple[tuple[int, bool], ...] = ()
 
 
 def write_prompt(family: Family, processor: Any, sample: Sample, reserved: Sequence[str]) -> Prompt:
@@ -68,18 +72,59 @@ def write_prompt(family: Family, processor: Any, sample: Sample, reserved: Seque
             )
 
     words = [text for t in sample.prompt_turns if t.role == "user" for text in _texts(t.parts)]
-    try:
-        text = family.render(processor, _messages(sample, marked=False))
-        marked = family.render(processor, _messages(sample, marked=True))
-    except (TemplateError, TypeError) as error:  # templates fail in both ways
-        raise RowError(
-            f"the model's chat template refuses this conversation ({error}): use roles and turns"
-            " that it allows."
-        ) from error
+    text = _rendered(family, processor, sample)
+    marked = _rendered(family, processor, sample, marked=True)
     picture = sample.images[images[0]]
     laid_out = _laid_out(processor, text, picture)
     user = _locate(laid_out, _laid_out(processor, marked, picture), words)
     return Prompt(text, laid_out, user, images)
+
+
+def write_answers(
+    family: Family, processor: Any, sample: Sample, reserved: Sequence[str]
+) -> Prompt | None:
+    """The prompt of a conversation's last answer, with the places of all answers inside of it.
+
+    Returns:
+        None where one prompt cannot stand for all: the template writes an earlier turn otherwise
+        once it is answered, or in this family every token sees the whole prompt.
+
+    Raises:
+        RowError: as `write_prompt`.
+    """
+    asked = sample.asked
+    prompt = write_prompt(family, processor, asked[-1], reserved)
+    looked_at = {each.place for each in asked}
+    turns = asked[-1].prompt_turns
+    places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if places and family.sees_ahead:
+        return None
+    picture = sample.images[prompt.images[0]]
+    earlier = []
+    for place in places:
+        before = _rendered(family, processor, replace(asked[-1], place=place))
+        before = _laid_out(processor, before, picture)
+        if not prompt.laid_out.startswith(before):
+            return None
+        earlier.append((len(before), place in looked_at))
+    return replace(prompt, earlier=tuple(earlier))
+
+
+def write_apart(
+    family: Family, processor: Any, sample: Sample, reserved: Sequence[str]
+) -> tuple[Prompt, ...]:
+    """A prompt for each of a conversation's answers; raises as `write_prompt`."""
+    found = []
+    for each in sample.asked:
+        prompt = write_prompt(family, processor, each, reserved)
+        own = 0  # words since the answer before
+        for turn in each.prompt_turns:
+            if turn.role == "assistant":
+                own = 0
+            elif turn.role == "user":
+                own += len(_texts(turn.parts))
+        found.append(replace(prompt, user=prompt.user[len(prompt.user) - own :]))
+    return tuple(found)
 
 
 def user_tokens(
@@ -95,6 +140,36 @@ def user_tokens(
     Raises:
         ModelError: the processor's record does not match the prompt.
     """
+    stretched = _stretching(prompt, replacements)
+    spans = [(stretched(start), stretched(end)) for start, end in prompt.user]
+    return [
+        any(start < span[1] and end > span[0] for span in spans) and end > start
+        for start, end in offsets
+    ]
+
+
+def answer_tokens(
+    prompt: Prompt, replacements: Sequence[dict[str, Any]], offsets: Sequence[Span]
+) -> list[int] | None:
+    """The first token of each of `prompt.earlier`; arguments as in `user_tokens`.
+
+    Returns:
+        None where an answer begins inside of a token: it is not what the prompt alone ends with.
+    """
+    stretched = _stretching(prompt, replacements)
+    ends = list(accumulate((end for _, end in offsets), max))
+    found = []
+    for place, _ in prompt.earlier:
+        start = stretched(place)
+        token = bisect_right(ends, start)
+        if token == len(ends) or offsets[token][0] < start:
+            return None
+        found.append(token)
+    return found
+
+
+def _stretching(prompt: Prompt, replacements: Sequence[dict[str, Any]]) -> Callable[[int], int]:
+    """From a place in `prompt.laid_out` to the same once the placeholders are stretched."""
     for item in replacements:
         start, end = item["span"]
         if prompt.laid_out[start:end] != item["text"]:
@@ -104,11 +179,7 @@ def user_tokens(
             )
     ends = [item["span"][1] for item in replacements]
     gained = [0, *(item["new_span"][1] - item["span"][1] for item in replacements)]
-    spans = [tuple(c + gained[bisect_right(ends, c)] for c in span) for span in prompt.user]
-    return [
-        any(start < span[1] and end > span[0] for span in spans) and end > start
-        for start, end in offsets
-    ]
+    return lambda place: place + gained[bisect_right(ends, place)]
 
 
 def placeholder_tokens(
@@ -144,6 +215,16 @@ def _messages(sample: Sample, *, marked: bool) -> list[Message]:
                 content.append({"type": "text", "text": text})
         messages.append({"role": turn.role, "content": content})
     return messages
+
+
+def _rendered(family: Family, processor: Any, sample: Sample, *, marked: bool = False) -> str:
+    try:
+        return family.render(processor, _messages(sample, marked=marked))
+    except (TemplateError, TypeError) as error:  # templates fail in both ways
+        raise RowError(
+            f"the model's chat template refuses this conversation ({error}): use roles and turns"
+            " that it allows."
+        ) from error
 
 
 def _mark(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,15 @@ from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
 from gazeguard.models.offload import compute_device, one_thread_each
 from gazeguard.models.registry import family_of
-from gazeguard.models.spans import Prompt, placeholder_tokens, user_tokens, write_prompt
+from gazeguard.models.spans import (
+    Prompt,
+    answer_tokens,
+    placeholder_tokens,
+    user_tokens,
+    write_answers,
+    write_apart,
+    write_prompt,
+)
 from gazeguard.types import KeyKind, Sample
 
 Grid = tuple[int, int]
@@ -59,17 +68,22 @@ def by_image(values: Tensor, images: Images) -> list[Tensor]:
 class Encoded:
     """A batch of prompts, ready for the model.
 
+    Where every answer was asked for, "sample" is an answer below, with the prompt before it.
+
     Attributes:
         inputs: keyword arguments of the model's forward pass, on the CPU.
-        key_kind: int8 `(sample, key)` of `KeyKind`, one per input position.
+        key_kind: int8 `(sample, key)` of `KeyKind`, one per input position; what comes after a
+            prompt is `PAD`.
         sample_id: one id per sample.
         images: per sample, what is known of each image's tokens.
+        source: per sample, the place of its inputs in the batch; empty where each has its own.
     """
 
     inputs: dict[str, Tensor]
     key_kind: Tensor
     sample_id: tuple[str, ...]
     images: tuple[Images, ...]
+    source: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,21 +146,37 @@ class Target:
         return write_prompt(self.family, self.processor, sample, self.reserved)
 
     def encode(
-        self, samples: Sequence[Sample], padding_side: Literal["left", "right"] = "left"
+        self,
+        samples: Sequence[Sample],
+        padding_side: Literal["left", "right"] = "left",
+        *,
+        every_answer: bool = False,
     ) -> Encoded:
         """Turn samples into one padded batch, with the kind of every position.
 
         Args:
             samples: at least one; each prompt needs an image.
             padding_side: where shorter prompts are padded.
+            every_answer: instead of `prompt_turns`, all of `Sample.asked`: a conversation is one
+                line of the batch up to its last answer where the model allows that.
 
         Raises:
             RowError: a sample that this model cannot take; the message names its row.
             ModelError: a processor that does not say where tokens come from.
         """
-        prompts = [self._named(sample) for sample in samples]
-        texts = [prompt.text for prompt in prompts]
-        images = [[s.images[i] for i in p.images] for s, p in zip(samples, prompts, strict=True)]
+        prompts = [self._named(sample, every_answer) for sample in samples]
+        return self._encoded(samples, prompts, padding_side)
+
+    def _encoded(
+        self,
+        samples: Sequence[Sample],
+        written: Sequence[Sequence[Prompt]],
+        padding_side: Literal["left", "right"],
+    ) -> Encoded:
+        """A batch of prompts, one or several for each sample."""
+        lines = [(s, p) for s, prompts in zip(samples, written, strict=True) for p in prompts]
+        texts = [prompt.text for _, prompt in lines]
+        images = [[sample.images[i] for i in prompt.images] for sample, prompt in lines]
         tokenizer = self.processor.tokenizer
         bos = tokenizer.bos_token
         try:
@@ -167,13 +197,36 @@ class Target:
                 f"the model's processor refuses row {rows} ({_first_line(error)}): check its image"
                 " and text."
             ) from error
-        return self._measured(samples, prompts, batch)
+        replaced, offsets = batch.get("text_replacement_offsets"), batch.get("offset_mapping")
+        if replaced is None or offsets is None or len(replaced) != len(lines):
+            raise ModelError(
+                f"the processor of {self.name} does not tell where its image tokens go: use a model"
+                " of a family listed in the documentation."
+            )
+        starts = [
+            answer_tokens(prompt, replaced[i], offsets[i].tolist()) if prompt.earlier else []
+            for i, (_, prompt) in enumerate(lines)
+        ]
+        if None in starts:
+            inside = {id(s) for (s, _), first in zip(lines, starts, strict=True) if first is None}
+            again = [
+                self._apart(sample) if id(sample) in inside else prompts
+                for sample, prompts in zip(samples, written, strict=True)
+            ]
+            return self._encoded(samples, again, padding_side)
+        return self._measured(lines, [first or [] for first in starts], batch)
 
-    def _named(self, sample: Sample) -> Prompt:
+    def _named(self, sample: Sample, every_answer: bool) -> tuple[Prompt, ...]:
         try:
-            return self.prompt(sample)
+            if not every_answer:
+                return (self.prompt(sample),)
+            whole = write_answers(self.family, self.processor, sample, self.reserved)
+            return self._apart(sample) if whole is None else (whole,)
         except RowError as error:
             raise RowError(f"row {sample.row}: {error}") from error
+
+    def _apart(self, sample: Sample) -> tuple[Prompt, ...]:
+        return write_apart(self.family, self.processor, sample, self.reserved)
 
     @property
     def reserved(self) -> tuple[str, ...]:
@@ -183,8 +236,12 @@ class Target:
         return tuple(dict.fromkeys(str(word) for word in (own, *found) if word))
 
     def _measured(
-        self, samples: Sequence[Sample], prompts: Sequence[Prompt], batch: Mapping[str, Any]
+        self,
+        lines: Sequence[tuple[Sample, Prompt]],
+        starts: Sequence[Sequence[int]],
+        batch: Mapping[str, Any],
     ) -> Encoded:
+        """Kinds of all positions; `starts` are the first tokens of earlier answers, by line."""
         inputs = {
             name: value
             for name, value in batch.items()
@@ -192,20 +249,15 @@ class Target:
         }
         ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
         kind = torch.full_like(ids, KeyKind.TEMPLATE, dtype=torch.int8)
-        replaced, offsets = batch.get("text_replacement_offsets"), batch.get("offset_mapping")
-        if replaced is None or offsets is None or len(replaced) != len(prompts):
-            raise ModelError(
-                f"the processor of {self.name} does not tell where its image tokens go: use a model"
-                " of a family listed in the documentation."
-            )
-        for i, prompt in enumerate(prompts):
-            mine = user_tokens(prompt, replaced[i], offsets[i].tolist())
-            kind[i, torch.tensor(mine)] = KeyKind.PROMPT
+        replaced, offsets = batch["text_replacement_offsets"], batch["offset_mapping"]
+        for i, (_, prompt) in enumerate(lines):
+            words = user_tokens(prompt, replaced[i], offsets[i].tolist())
+            kind[i, torch.tensor(words)] = KeyKind.PROMPT
         kind[ids == self.image_token_id] = KeyKind.IMAGE
         kind[~real] = KeyKind.PAD
-        images: list[Images] = []
+        kinds, source, images = [], [], []
         first = 0
-        for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
+        for i, (sample, prompt) in enumerate(lines):
             slots = (kind[i] == KeyKind.IMAGE).nonzero().flatten()
             if not len(slots):
                 raise RowError(
@@ -216,9 +268,19 @@ class Target:
                 counts = placeholder_tokens(replaced[i], offsets[i][slots].tolist())
                 if len(counts) != len(prompt.images) or sum(counts) != len(slots):
                     counts = []  # a processor with placeholders of its own
-            images.append(self.image_tokens(slots, counts, inputs, first))
+            for mine, looked_at in _by_answer(kind[i], prompt, starts[i]):
+                if looked_at:
+                    seen = slots[mine[slots] == KeyKind.IMAGE]
+                    whole = [n for n, so_far in _summed(counts) if so_far <= len(seen)]
+                    images.append(self.image_tokens(seen, whole, inputs, first))
+                    kinds.append(mine)
+                    source.append(i)
             first += len(prompt.images)
-        return Encoded(inputs, kind, tuple(s.sample_id for s in samples), tuple(images))
+        named = tuple(lines[i][0].sample_id for i in source)
+        own = source == list(range(len(lines)))
+        return Encoded(
+            inputs, torch.stack(kinds), named, tuple(images), () if own else tuple(source)
+        )
 
     def image_tokens(
         self, slots: Tensor, counts: Sequence[int], inputs: Mapping[str, Tensor], first: int
@@ -303,6 +365,27 @@ def as_target(
         revision,
         adapter,
     )
+
+
+def _by_answer(
+    kind: Tensor, prompt: Prompt, starts: Sequence[int]
+) -> Iterator[tuple[Tensor, bool]]:
+    """The kinds of a prompt's positions as each of its answers has them, and if it is looked at."""
+    slots, before = torch.arange(len(kind)), 0
+    ends = [
+        (first, looked_at) for first, (_, looked_at) in zip(starts, prompt.earlier, strict=True)
+    ]
+    for end, looked_at in (*ends, (len(kind), True)):
+        mine = kind.clone()
+        mine[(slots < before) & (kind == KeyKind.PROMPT)] = KeyKind.TEMPLATE
+        mine[end:] = KeyKind.PAD
+        before = end
+        yield mine, looked_at
+
+
+def _summed(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each count with the sum up to it."""
+    return zip(counts, accumulate(counts), strict=True)
 
 
 def _unwrapped(model: Any) -> Any:

@@ -67,8 +67,9 @@ def attend(
     """Measure one encoded batch.
 
     Returns:
-        Rows of the last real prompt position, on the device of the model's inputs. `finite` is
-        False for a sample whose weights, or whose next-token logits, hold NaN or infinity.
+        Rows of the last real position of every prompt, on the device of the model's inputs.
+        `finite` is False for a sample whose weights hold NaN or infinity, or the next-token logits
+        at the end of its inputs.
 
     Raises:
         ModelError: an expected layer was not seen, or its attention cannot be read; or the model's
@@ -99,17 +100,20 @@ def _attend(
     device = target.device
     inputs = {name: value.to(device) for name, value in encoded.inputs.items()}
     last = last_real(encoded.key_kind).to(device)
+    source, query = _queries(encoded.source or range(len(last)))
+    at = torch.zeros(int(source[-1]) + 1, int(query.max()) + 1, dtype=last.dtype, device=device)
+    at[source, query] = last
     rows: dict[int, Tensor] = {}
 
     def watch(call: AttentionCall) -> Any:
         if call.layer not in rows:
-            weights = row(call, last)
+            weights = row(call, at)[source, query]
             rows[call.layer] = weights.mean(1, keepdim=True) if reduce_heads else weights
         return call.run()
 
     watched = {m: layer for m, layer in target.attention_modules.items() if layer in wanted}
     with torch.inference_mode(), intercept(watched, watch):
-        logits = _last_logits(target, inputs, last)
+        logits = _last_logits(target, inputs, at.amax(1))[source]
     unseen = [layer for layer in wanted if layer not in rows]
     if unseen:
         raise ModelError(
@@ -119,8 +123,22 @@ def _attend(
     weights = torch.stack([rows[layer].to(device) for layer in wanted], 1)
     finite = logits.isfinite().all(-1) & weights.isfinite().flatten(1).all(1)
     pad = (encoded.key_kind == KeyKind.PAD).to(device)
+    if encoded.source and bool(
+        (weights.amax((1, 2)) * pad * inputs["attention_mask"][source]).any()
+    ):
+        raise ModelError(
+            f"{target.name} looks at what comes after an answer, so the earlier answers of a"
+            " conversation cannot be measured: use a model of a family that the documentation"
+            " lists."
+        )
     weights.masked_fill_(pad[:, None, None], 0.0)
     return AttentionRows(weights, encoded.key_kind, wanted, encoded.sample_id, finite)
+
+
+def _queries(source: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """For each prompt the place of its inputs in the batch, and its number among theirs."""
+    place = torch.tensor(source)
+    return place, torch.arange(len(place)) - torch.searchsorted(place, place)
 
 
 def _usable(

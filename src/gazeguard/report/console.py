@@ -85,7 +85,7 @@ def _near_misses(report: CleanReport) -> list[tuple[str, str]]:
     for removed, what in ((False, "kept, though"), (True, "removed, as")):
         found = near_misses(report, removed=removed)
         if found:
-            rows = ", ".join(words.count(int(report.rows[m.place])) for m in found[:SHOWN_ROWS])
+            rows = ", ".join(report.name(m.place) for m in found[:SHOWN_ROWS])
             more = f" and {words.count(len(found) - SHOWN_ROWS)} more" if found[SHOWN_ROWS:] else ""
             said = ", ".join(f"“{phrase}”" for phrase in dict.fromkeys(m.phrase for m in found))
             number = words.plural(len(found), "row")

@@ -18,7 +18,7 @@ number, anything else the first and the file's name):
 | `counts` | object | `rows` = `kept` + `removed` + `skipped`; `text_only` of the kept |
 | `not_looked_at` | object | cause -> skipped rows |
 | `beyond_limit` | integer | rows after `--limit`: not looked at, in no file |
-| `near_misses` | array | `{row, sample_id, phrase, removed}`: of `MAX_NEAR_MISSES` rows |
+| `near_misses` | array | `{row, turn, sample_id, phrase, removed}`: of `MAX_NEAR_MISSES` answers |
 | `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |
 | `thresholds` | object | name -> `{value, source}`: every number a decision rests on |
 | `components` | array | `{mean, std, weight, suspicious}`, in the units of `score_name` |
@@ -70,6 +70,7 @@ def as_json(report: CleanReport) -> dict[str, Any]:
         "near_misses": [
             {
                 "row": int(report.rows[miss.place]),
+                "turn": int(report.turns[miss.place]),
                 "sample_id": report.sample_ids[miss.place],
                 "phrase": miss.phrase,
                 "removed": bool(result.is_flagged[miss.place]),

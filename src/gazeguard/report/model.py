@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Given up to 50 row numbers, the first pictures of those rows that have one.
 Thumbnails = Callable[[Sequence[int]], Mapping[int, "Picture"]]
 
+Answer = tuple[int, int]
+"""A row's number, and which of its answers it is, from 1."""
+
 NO_PICTURE = "no picture, not judged"
 COUNT_NAMES = ("rows", "kept", "removed", "skipped", "text_only")
 
@@ -41,23 +44,30 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GalleryItem:
-    """One row shown large.
+    """One row, or one of its answers, shown large.
 
     Attributes:
         row: 0-based place in the input.
+        turn: which of the row's answers it is, from 1; None for the only one.
         sample_id: content hash of the row.
-        prompt: the user's words.
+        prompt: the user's words before the answer.
         answer: the answer in the data set.
         suspicion: in [0, 1].
         pictures: the images of its prompt, in prompt order.
     """
 
     row: int
+    turn: int | None
     sample_id: str
     prompt: str
     answer: str
     suspicion: float
     pictures: tuple[Picture, ...]
+
+    @property
+    def key(self) -> str:
+        """Tells it from the others on a page."""
+        return f"{self.row}" if self.turn is None else f"{self.row}.{self.turn}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +76,9 @@ class CleanReport:
 
     Attributes:
         result: the method's answer; its arrays are aligned with `rows`.
-        rows: int64 `(N,)`, 0-based input rows that were measured.
+        rows: int64 `(N,)`, 0-based input rows that were measured; rows with several answers
+            stand there once for each, one after the other.
+        turns: int64 `(N,)`, which of its row's answers each is, from 1.
         prompts: `N` user prompts.
         answers: `N` answers.
         sample_ids: `N` content hashes.
@@ -84,6 +96,7 @@ class CleanReport:
 
     result: CleaningResult
     rows: NDArray[np.int64]
+    turns: NDArray[np.int64]
     prompts: Sequence[str]
     answers: Sequence[str]
     sample_ids: Sequence[str]
@@ -100,6 +113,7 @@ class CleanReport:
     def __post_init__(self) -> None:
         n = len(self.rows)
         lengths = {
+            "turns": len(self.turns),
             "prompts": len(self.prompts),
             "answers": len(self.answers),
             "sample_ids": len(self.sample_ids),
@@ -117,6 +131,15 @@ class CleanReport:
         total, kept, removed, skipped, text_only = (self.counts[name] for name in COUNT_NAMES)
         if kept + removed + skipped != total or text_only > kept:
             raise ValueError(f"counts do not add up: {dict(self.counts)}")
+
+    def turn(self, place: int) -> int | None:
+        """Which of its row's answers an entry is; None where it is the only one."""
+        turn, same = int(self.turns[place]), self.rows[max(0, place - 1) : place + 2]
+        return turn if turn > 1 or int((same == self.rows[place]).sum()) > 1 else None
+
+    def name(self, place: int) -> str:
+        """`12`, or `12, turn 2` in a conversation with several answers."""
+        return words.row_name(int(self.rows[place]), self.turn(place))
 
 
 def causes(skipped: Sequence[SkippedRow]) -> dict[str, int]:
@@ -159,7 +182,7 @@ def _verdict(report: CleanReport) -> str:
     if removed:
         look = "looks poisoned and was" if removed == 1 else "look poisoned and were"
         return f"{removed:,} of {total:,} rows {look} removed"
-    found = int(report.result.is_flagged.sum())
+    found = len(np.unique(report.rows[report.result.is_flagged]))
     look = "looks" if found == 1 else "look"
     return f"{found:,} of {total:,} rows {look} poisoned; nothing was removed"
 

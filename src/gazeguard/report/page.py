@@ -64,6 +64,7 @@ def _table(
             table.append(
                 {
                     "row": row,
+                    "turn": report.turn(i),
                     "id": report.sample_ids[i],
                     "prompt": words.shorten(report.prompts[i], TABLE_TEXT),
                     "answer": words.shorten(report.answers[i], TABLE_TEXT),
@@ -84,7 +85,7 @@ def _gallery_items(report: CleanReport, max_gallery: int) -> list[GalleryItem]:
 def _heat(report: CleanReport, max_gallery: int) -> dict[str, list[dict[str, Any]]]:
     """Row -> for each of its pictures, layer -> heat map, for the rows shown large."""
     return {
-        str(item.row): [_maps(item, i) for i in range(len(item.pictures[:MAX_PICTURES]))]
+        item.key: [_maps(item, i) for i in range(len(item.pictures[:MAX_PICTURES]))]
         for item in _gallery_items(report, max_gallery)
     }
 
@@ -249,7 +250,8 @@ def _layers_alt(layers: Sequence[LayerRow]) -> str:
 
 def _gallery_text(report: CleanReport, item: GalleryItem) -> dict[str, Any]:
     return {
-        "row": item.row,
+        "name": words.row_name(item.row, item.turn),
+        "key": item.key,
         "id": item.sample_id,
         "prompt": words.shorten(item.prompt, GALLERY_TEXT),
         "answer": words.shorten(item.answer, GALLERY_TEXT),
@@ -268,7 +270,7 @@ def near_miss_rows(report: CleanReport, *, removed: bool) -> dict[str, Any]:
         "count": len(found),
         "rows": [
             {
-                "row": int(report.rows[miss.place]),
+                "name": report.name(miss.place),
                 "id": report.sample_ids[miss.place],
                 "phrase": words.shorten(miss.phrase, TABLE_TEXT),
                 "answer": words.shorten(report.answers[miss.place], TABLE_TEXT),

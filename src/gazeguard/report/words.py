@@ -54,6 +54,11 @@ def reason_kind(reason: str) -> str:
     return _VARIABLE_PART.sub("…", reason).strip()
 
 
+def row_name(row: int, turn: int | None) -> str:
+    """`1,234`, or `1,234, turn 2` for one of several answers."""
+    return count(row) if turn is None else f"{count(row)}, turn {turn}"
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested JSON as `dotted.key`, text pairs; the entries of a list of objects are numbered."""
     pairs: list[tuple[str, str]] = []

@@ -28,7 +28,7 @@ from gazeguard.cleaning.reader import About, Job, Rows
 from gazeguard.data.dataset import Dataset
 from gazeguard.probe.store import Span
 from gazeguard.provenance import environment
-from gazeguard.report.model import GalleryItem
+from gazeguard.report.model import Answer, GalleryItem
 from gazeguard.types import Sample
 
 RATE = "beside a model of 32 layers and 32 heads"  # how the name of that figure ends
@@ -78,7 +78,7 @@ class Recorded:
             rows(stop - start)
             yield (start, stop), pa.Table.from_pylist(found, schema=SCHEMA)
 
-    def gallery(self, suspicion: Mapping[int, float]) -> dict[int, GalleryItem]:
+    def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
         """No model, no heat."""
         return {}
 
@@ -87,6 +87,7 @@ class Recorded:
         place = int(sample.sample_id[:8], 16) % 1000
         return {
             "row": sample.row,
+            "turn": 1,
             "sample_id": sample.sample_id,
             "prompt": sample.prompt,
             "answer": sample.answer,

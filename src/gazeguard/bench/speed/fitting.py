@@ -86,6 +86,7 @@ def synthetic_profile(
 
     return Profile(
         row=np.arange(rows),
+        turn=np.ones(rows, np.int64),
         sample_id=[sha256(str(i).encode()).hexdigest() for i in range(rows)],
         prompt=[f"{_ASKED[k % len(_ASKED)]} object number {k}?" for k in which],
         answer=[

@@ -16,19 +16,29 @@ Ints = NDArray[np.int64]
 
 MAX_FEATURES = 256  # keeps 100,000 rows of a 32 x 32 head model within 100 MB
 SAMPLE = 20_000  # rows that a projection or a regression is fitted on
+KIND_ROWS = 60  # that a kind of prompt should have
 CLIP = 8.0  # robust standard deviations; beyond that, more says nothing more
 
 
 class PromptKinds:
     """Words of the prompts, and a coarse clustering of them into kinds of question.
 
+    A picture is looked at in another way after some talk than at first, so the same question as a
+    second and as a first one are two kinds.
+
     Args:
         prompts: the users' words, `N` of them.
-        most: largest number of kinds.
+        turn: `(N,)` of `Profile`.
+        most: largest number of clusters.
         seed: of the clustering.
+
+    Attributes:
+        clusters: number of clusters; a kind's number modulo this is its cluster.
     """
 
-    def __init__(self, prompts: Sequence[str], *, most: int = 8, seed: int = 0) -> None:
+    def __init__(self, prompts: Sequence[str], turn: Ints, *, most: int = 8, seed: int = 0) -> None:
+        self._turns = common_turns(turn)
+        self.clusters = 1
         different = len(set(prompts))
         self._words: CountVectorizer | None = None
         if different == 1:
@@ -41,16 +51,36 @@ class PromptKinds:
         except ValueError:  # no word is frequent enough: nothing to condition on
             return
         self._words = words
-        kinds = max(1, min(most, different, len(prompts) // 60))
-        self._clusters = MiniBatchKMeans(kinds, n_init=5, batch_size=4096, random_state=seed)
+        self.clusters = max(1, min(most, different, len(prompts) // KIND_ROWS))
+        self._clusters = MiniBatchKMeans(
+            self.clusters, n_init=5, batch_size=4096, random_state=seed
+        )
         self._clusters.fit(found)
 
-    def __call__(self, prompts: Sequence[str]) -> tuple[Floats, Ints]:
+    def __call__(self, prompts: Sequence[str], turn: Ints) -> tuple[Floats, Ints]:
         """Binary word features `(N, words)` and the kind `(N,)` of each prompt."""
+        later = self.clusters * place_of_turn(turn, self._turns)
         if self._words is None:
-            return np.zeros((len(prompts), 0), np.float32), np.zeros(len(prompts), np.int64)
+            return np.zeros((len(prompts), 0), np.float32), later
         found = self._words.transform(prompts).astype(np.float32)
-        return found.toarray(), self._clusters.predict(found).astype(np.int64)
+        return found.toarray(), self._clusters.predict(found).astype(np.int64) + later
+
+
+def common_turns(turn: Ints) -> Ints:
+    """Turns that enough answers have to be compared among themselves; the others join the last.
+
+    Returns:
+        The first turn of each group, ascending.
+    """
+    turns, counts = np.unique(turn, return_counts=True)
+    first: Ints = turns[(counts >= KIND_ROWS) | (turns == turns[0])].astype(np.int64)
+    return first
+
+
+def place_of_turn(turn: Ints, first: Ints) -> Ints:
+    """Which group of `common_turns` each answer is in, `(N,)`."""
+    found: Ints = np.searchsorted(first, turn, "right") - 1
+    return found.clip(0)
 
 
 class Conditioned:

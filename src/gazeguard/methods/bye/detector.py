@@ -104,8 +104,8 @@ class BYE(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise UsageError(f"Rule '{self.rule}' is unknown: choose one of {', '.join(RULES)}.")
         self.rule_: FittedRule | None = None
         self.seen_ = _layers_that_see(profile)
-        if len(profile) < MIN_ROWS:
-            n = len(profile)
+        if profile.rows < MIN_ROWS:
+            n = profile.rows
             why = f"{n:,} rows could be measured, and at least {MIN_ROWS} are needed"
             self.result_ = abstain(profile, self.rule, why)
             return self
@@ -189,7 +189,9 @@ def _result(
     )
     why = rule.decision.why
     if found and flagged.any():
-        reason = f"{int(flagged.sum()):,} of {len(profile):,} rows look poisoned: {why}."
+        rows, answers = len(np.unique(profile.row[flagged])), int(flagged.sum())
+        of_them = "" if profile.unit == "rows" else f", in {answers:,} of {len(profile):,} answers"
+        reason = f"{rows:,} of {profile.rows:,} rows look poisoned{of_them}: {why}."
         verdict = Verdict(
             Outcome.FLAGGED,
             float(suspicion.max()),
@@ -200,7 +202,7 @@ def _result(
         )
     elif (smallest := smallest_share(len(profile), rule.features)) > NEEDED_SHARE:
         reason = (
-            f"{len(profile):,} rows are too few to call them clean: about"
+            f"{len(profile):,} {profile.unit} are too few to call them clean: about"
             f" {rule.features + ceil(FEWEST / NEEDED_SHARE):,} are needed to see poison in"
             f" {100 * NEEDED_SHARE:g} % of them."
         )
@@ -208,7 +210,7 @@ def _result(
     else:
         reason = (
             f"No sign of poisoning: {why}. A set of this size could have shown poison from about"
-            f" {100 * smallest:.1f} % on."
+            f" {100 * smallest:.1f} %{'' if profile.unit == 'rows' else ' of the answers'} on."
         )
         verdict = Verdict(Outcome.CLEAN, 0.0, 0.5, "posterior of the group", reason)
     return CleaningResult(

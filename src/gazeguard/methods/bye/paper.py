@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gazeguard.methods.bye.conditioning import common_turns, place_of_turn
 from gazeguard.methods.bye.decision import Decision, low_group
 from gazeguard.signals.bimodality import Fit, Split, split_in_two
 from gazeguard.types import Finding, LayerStat, Profile
@@ -18,7 +19,8 @@ class PaperRule:
     """Steps 3 and 4 of the paper on a profile; see `BYE` for the arguments.
 
     Where we depart: the second mixture must pass the guards of `low_group`, so that a clean set
-    loses nothing (the public script always removes a cluster).
+    loses nothing (the public script always removes a cluster). The paper measures one answer per
+    row; entropies of later ones are moved so that every turn has the first one's medians.
     """
 
     score_name = "mean entropy of the selected layers (nats)"
@@ -37,7 +39,13 @@ class PaperRule:
         max_share: float,
         seed: int,
     ) -> None:
-        entropy = profile.entropy.astype(np.float64)
+        self._turns = common_turns(profile.turn)
+        place = place_of_turn(profile.turn, self._turns)
+        medians = np.stack(
+            [np.median(profile.entropy[place == k], 0) for k in range(len(self._turns))]
+        )
+        self._moved = medians - medians[0]
+        entropy = self._entropy(profile)
         splits = [split_in_two(column, fit=mixture, seed=seed) for column in entropy.T]
         found = [s.script_bsi if index == "script" else s.bsi for s in splits]
         chosen = [not select_layers or b >= separation for b in found]
@@ -92,8 +100,14 @@ class PaperRule:
         return score, self.decision.split.posterior_low(score)
 
     def _mean(self, profile: Profile) -> Array:
-        mean: Array = profile.entropy[:, self._chosen].astype(np.float64).mean(1)
+        mean: Array = self._entropy(profile)[:, self._chosen].mean(1)
         return mean
+
+    def _entropy(self, profile: Profile) -> Array:
+        """float64 `(N, L)`, comparable over turns."""
+        moved = self._moved[place_of_turn(profile.turn, self._turns)]
+        entropy: Array = profile.entropy.astype(np.float64) - moved
+        return entropy
 
 
 def _below(score: Array, threshold: float, split: Split) -> Decision:

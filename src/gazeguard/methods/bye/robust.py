@@ -108,8 +108,9 @@ class RobustRule:
     def __init__(self, profile: Profile, *, separation: float, max_share: float, seed: int) -> None:
         profile = _at_most(profile, SAMPLE)  # judges every row, learns from these
         n = len(profile)
-        self._prompts = PromptKinds(profile.prompt, seed=seed)
-        words, kind = self._prompts(profile.prompt)
+        self._prompts = PromptKinds(profile.prompt, profile.turn, seed=seed)
+        words, kind = self._prompts(profile.prompt, profile.turn)
+        question = kind % self._prompts.clusters
         self._names = sorted(only_finite(profile.signals))
         self._tuned = Conditioned(self._signals(profile), profile.image_tokens, words, kind, seed)
         fold = _folds(profile, seed)
@@ -126,7 +127,7 @@ class RobustRule:
         for _ in range(MAX_GROUPS):
             room = max_share * n - (~free).sum()
             ranked = _ranked(space, base, held, free)
-            look = partial(_looks, space, base, phrases, held, kind, free, ranked)
+            look = partial(_looks, space, base, phrases, held, question, free, ranked)
             seen = [*look(parts=False)]
             chance = partial(_by_chance, space, base, free, kind, order, seed)
             best = _best(seen, separation, room, base is not None, chance)
@@ -155,7 +156,7 @@ class RobustRule:
         self.features = x.shape[1]
         self.evidence = tuple(
             Finding(
-                f"{int(g.members.sum()):,} rows teach “{g.phrase}”: {_figures(g)}.",
+                f"{int(g.members.sum()):,} {profile.unit} teach “{g.phrase}”: {_figures(g)}.",
                 _as_json(g, separation),
             )
             for g in self.groups
@@ -184,7 +185,7 @@ class RobustRule:
         return np.concatenate(scores), np.concatenate(suspicions)
 
     def _judge(self, profile: Profile) -> tuple[Array, Array]:
-        words, kind = self._prompts(profile.prompt)
+        words, kind = self._prompts(profile.prompt, profile.turn)
         x = self._tuned(self._signals(profile), profile.image_tokens, words, kind)
         suspicion = np.zeros(len(profile))
         for head in self._heads:
@@ -212,6 +213,7 @@ def _part(profile: Profile, rows: slice | NDArray[np.int64]) -> Profile:
     return replace(
         profile,
         row=profile.row[rows],
+        turn=profile.turn[rows],
         sample_id=some(profile.sample_id),
         prompt=some(profile.prompt),
         answer=some(profile.answer),
@@ -315,7 +317,7 @@ def _looks(
     base: Space | None,
     phrases: list[str],
     held: Any,
-    kind: NDArray[np.int64],
+    question: NDArray[np.int64],
     free: Bools,
     ranked: list[int],
     *,
@@ -326,7 +328,7 @@ def _looks(
         named = _holding(phrases, held, phrases[column]) & free
         members = _far_out(space, named) if parts else named
         if members.sum() >= FEWEST:
-            yield _look(space, base, phrases[column], named, members, free, kind, parts)
+            yield _look(space, base, phrases[column], named, members, free, question, parts)
 
 
 def _far_out(space: Space, named: Bools) -> Bools:
@@ -346,7 +348,7 @@ def _look(
     named: Bools,
     members: Bools,
     free: Bools,
-    kind: NDArray[np.int64],
+    question: NDArray[np.int64],
     is_part: bool,
 ) -> Group:
     """How far the members, or the rows of the phrase that are like them, stand apart."""
@@ -365,7 +367,9 @@ def _look(
         before = _separation(base.scores(members, others), members, others)
     typical = members.mean()
     covered = sum(
-        (kind == k).mean() for k in np.unique(kind) if members[kind == k].mean() >= typical / 4
+        (question == k).mean()
+        for k in np.unique(question)
+        if members[question == k].mean() >= typical / 4
     )
     found = _separation(scores, members, others)
     return Group(phrase, named, members, found, before, float(covered), is_part)
@@ -392,6 +396,7 @@ def _by_chance(
     for drawn in random_groups(group.named, free, kind, order, seed):
         members = _far_out(space, drawn) if group.is_part else drawn
         if members.sum() >= FEWEST:
+            # Coverage, the kinds' only use there, is not asked of a random group.
             found = _look(space, base, "", drawn, members, free, kind, group.is_part)
             gained = max(gained, found.gained)
     return gained

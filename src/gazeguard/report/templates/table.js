@@ -1,9 +1,14 @@
 // A table over the embedded rows: filter, sort and pages. `makeRow` gives a row its cells.
 const PAGE_ROWS = 25;
 
+// A row's number, with the turn where it has several answers.
+function rowName(row) {
+  return row.turn ? `${whole.format(row.row)}, turn ${row.turn}` : whole.format(row.row);
+}
+
 function imageCell(row) {
   const image = row.image
-    ? make("img", { src: row.image, alt: `Image of row ${whole.format(row.row)}` })
+    ? make("img", { src: row.image, alt: `Image of row ${rowName(row)}` })
     : make("span", { class: "no-image" }, "no image");
   const file = row.file ? make("bdi", { class: "file muted" }, row.file) : "";
   return make("td", { role: "cell", class: "c-image" }, image, file);
@@ -11,7 +16,7 @@ function imageCell(row) {
 
 function numberCell(row) {
   const id = row.id ? make("code", { class: "muted", title: row.id }, row.id.slice(0, 8)) : "";
-  return make("th", { role: "rowheader", scope: "row", class: "c-row" }, whole.format(row.row), id);
+  return make("th", { role: "rowheader", scope: "row", class: "c-row" }, rowName(row), id);
 }
 
 function textCell(kind, text, missing) {
@@ -49,7 +54,7 @@ function startTable(makeRow, key) {
         && (!wanted || texts.get(row).includes(wanted) || `${row.row}` === number),
     );
     const sign = state.ascending ? 1 : -1;
-    return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || (a.score ?? 0) - (b.score ?? 0) || a.row - b.row);
+    return rows.sort((a, b) => sign * ((a[state.key] ?? -1) - (b[state.key] ?? -1)) || (a.score ?? 0) - (b.score ?? 0) || a.row - b.row || (a.turn ?? 0) - (b.turn ?? 0));
   }
 
   function update() {
