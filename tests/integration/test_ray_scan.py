@@ -33,7 +33,8 @@ from tests.integration.conftest import MakeData
 from tests.integration.test_bench_run import SUITE, suite  # noqa: F401
 from tests.integration.test_scan_vision import adapter
 
-pytestmark = pytest.mark.slow
+# A cluster of several processes on two cores that others use as well.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TWO = Ray(workers=2)
 QUICK = amdet.Settings(prompts=100, steps=3, restarts=1, points=3)
