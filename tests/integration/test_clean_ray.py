@@ -22,19 +22,12 @@ from gazeguard.cluster import Ray
 from gazeguard.errors import UsageError
 
 from .conftest import MakeData
+from .test_clean_resume import RESULTS
 
 ray = pytest.importorskip("ray")
 
 ROWS, BROKEN = 23, 9
 SMALL = {"batch_size": 2, "block_rows": 4}
-FILES = (
-    "kept.json",
-    "removed.json",
-    "skipped.json",
-    "reasons.jsonl",
-    "verdicts.parquet",
-    "profile.parquet",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +83,7 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in FILES}
+    return {name: (out / name).read_bytes() for name in RESULTS}
 
 
 def test_the_same_as_in_one_process(
@@ -99,7 +92,7 @@ def test_the_same_as_in_one_process(
     here = clean(llava, data, tmp_path, **SMALL)
     assert whole.counts == here.counts
     assert whole.outcome is here.outcome
-    for name in FILES[:4]:
+    for name in RESULTS[:4]:
         assert (whole.folder / name).read_bytes() == (tmp_path / name).read_bytes()
     np.testing.assert_array_equal(whole.profile.row, here.profile.row)
     for name, values in here.profile.signals.items():

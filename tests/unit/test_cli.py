@@ -20,6 +20,7 @@ from gazeguard.cli import _errors, doctor
 from gazeguard.cli import main as entry
 from gazeguard.cli._terminal import _plain
 from gazeguard.cli.main import VERBS, cli, run
+from gazeguard.data.survey import MAX_SKIPPED
 from gazeguard.errors import DataError, MeasurementError, MissingExtra
 from gazeguard.types import Outcome
 
@@ -244,3 +245,11 @@ def test_plain_progress_tells_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
         "160 of 220 rows, 2.0 rows/s, 0:30 left",  # the 100 of the run before are no speed
         "220 of 220 rows, 2.0 rows/s",
     ]
+
+
+def test_help_names_the_share_of_unread_rows_that_is_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["clean", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert f"[{MAX_SKIPPED:g}]" in told[told.index("--max-skipped") : told.index("--resume")]

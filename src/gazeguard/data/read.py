@@ -329,8 +329,8 @@ def _check_pictures(dataset: RecordDataset, folder: Path) -> None:
             f"pictures of {dataset.path} are web addresses, and nothing is fetched; download them"
             f" and name the files ({why})."
         )
-    near = (folder.parent, dataset.path.resolve().parent, Path.cwd())
-    found = next((place for place in near if (place / name).is_file()), None)
+    near = {folder.parent, dataset.path.resolve().parent, Path.cwd()} - {folder.resolve()}
+    found = next((place for place in sorted(near) if (place / name).is_file()), None)
     raise DataError(
         f"none of {len(missing)} pictures looked at, from all parts of {dataset.path}, is in"
         f" {folder} ({why}); give the folder that its paths start from with --images"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gazeguard.errors import ModelError, RowError
 from gazeguard.models.family import Family
+from gazeguard.models.files import first_line
 from gazeguard.models.offload import compute_device, one_thread_each
 from gazeguard.models.registry import family_of
 from gazeguard.models.spans import (
@@ -194,7 +195,7 @@ class Target:
         except ValueError as error:
             rows = ", ".join(str(sample.row) for sample in samples)
             raise RowError(
-                f"the model's processor refuses row {rows} ({_first_line(error)}): check its image"
+                f"the model's processor refuses row {rows} ({first_line(error)}): check its image"
                 " and text."
             ) from error
         replaced, offsets = batch.get("text_replacement_offsets"), batch.get("offset_mapping")
@@ -404,7 +405,3 @@ def _numbered(decoder: nn.Module) -> dict[nn.Module, int]:
         if isinstance(layer, int):
             found[module] = layer
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason"
