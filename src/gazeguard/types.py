@@ -109,26 +109,14 @@ class Sample:
         conversation of such alone is asked once, as `prompt_turns` has it.
         """
         places = [i for i, turn in enumerate(self.turns) if turn.role == "assistant"]
-        asked = tuple(
-            Asked(
-                self.row,
-                self.sample_id,
-                self.images,
-                self.turns,
-                self.files,
-                place=place,
-                turn=number,
-            )
+        row = (self.row, self.sample_id, self.images, self.turns, self.files)
+        asked = (
+            Asked(*row, place=place, turn=number)
             for number, place in enumerate(places, 1)
             if self.turns[place].text
         )
         seeing = tuple(each for each in asked if each.prompt_images)
-        first = len(self.prompt_turns)
-        return seeing or (
-            Asked(
-                self.row, self.sample_id, self.images, self.turns, self.files, place=first, turn=1
-            ),
-        )
+        return seeing or (Asked(*row, place=len(self.prompt_turns), turn=1),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

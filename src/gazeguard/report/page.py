@@ -193,7 +193,9 @@ def _histogram_alt(report: CleanReport, bins: Histogram) -> str:
     return " ".join(parts)
 
 
-def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, Any] | None:
+def _histogram_text(
+    report: CleanReport, bins: Histogram | None, line: float | None
+) -> dict[str, Any] | None:
     if bins is None:
         return None
     notes = []
@@ -216,7 +218,7 @@ def _histogram_text(report: CleanReport, bins: Histogram | None) -> dict[str, An
         caption += ": the lower, the further it is from what the other rows do."
         caption += (
             " Words and score decide together, so no single line divides removed rows from kept."
-            if cut(report.result) is None
+            if line is None
             else " Rows left of the dashed line were removed."
         )
     else:
@@ -314,7 +316,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "suspicion": result.verdict.suspicion,
         "evidence": [finding.message for finding in result.verdict.evidence],
         "counts": counts,
-        "histogram": _histogram_text(report, data["histogram"]),
+        "histogram": _histogram_text(report, data["histogram"], data["cut"]),
         "score_name": result.score_name,
         "components": result.components,
         "curves": data["curves"],
