@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -173,3 +175,22 @@ def test_no_such_suite_names_those_that_ship(
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_suites_can_be_read(name: str) -> None:
     assert read_suite(name).entries
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_run_that_was_killed(tmp_path: Path) -> None:
+    """They would go on with their task, and keep every core busy, with nobody to report to."""
+    script = tmp_path / "bench.py"
+    script.write_text(
+        "import os, time\n"
+        "from gazeguard.bench.run import _pool\n"
+        "if __name__ == '__main__':\n"
+        "    with _pool(2, ()) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 600).result()\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    worker.wait(timeout=30)

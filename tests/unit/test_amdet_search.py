@@ -93,6 +93,7 @@ def test_a_step_is_one_run_of_each_encoder(encoder: TextEncoder, monkeypatch):
     assert max(calls) <= QUICK.rows
 
 
+@pytest.mark.slow
 def test_the_search_lowers_its_loss_and_touches_no_weight(encoder: TextEncoder):
     tokens, plain = prepared(encoder)
     before = [weight.clone() for weight in encoder.model.parameters()]

@@ -24,6 +24,7 @@ from gazeguard.methods.amdet.surface import surface
 SETTINGS = Settings.published(surface_prompts=1, points=4)
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "amdet_speed.json"
     done = CliRunner().invoke(main, ["--out", str(out), "--quick"], catch_exceptions=False)

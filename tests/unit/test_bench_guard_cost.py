@@ -20,6 +20,7 @@ from gazeguard.types import Outcome
 from tests.unit.test_bench_tables import RUN
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "cost.json"
     done = CliRunner().invoke(main, ["--out", str(out), "--quick"], catch_exceptions=False)
@@ -85,6 +86,7 @@ def test_nothing_is_timed_that_is_not_what_it_is_called(
     assert subject.guards[SHOWN[0]].threshold < NEVER, "the guard itself keeps its threshold"
 
 
+@pytest.mark.slow
 def test_the_start_is_measured_in_processes_of_its_own(tmp_path: Path) -> None:
     out = tmp_path / "start.json"
     done = CliRunner().invoke(start.main, ["--out", str(out), "--quick"], catch_exceptions=False)

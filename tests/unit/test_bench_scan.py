@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from gazeguard.bench import made_references, scan_cost
 
 
+@pytest.mark.slow
 def test_cost_of_a_scan_in_a_process_of_its_own(tmp_path):
     out = tmp_path / "cost.json"
     done = CliRunner().invoke(scan_cost.main, ["--quick", "--threads=1", f"--out={out}"])

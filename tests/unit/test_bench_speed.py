@@ -14,6 +14,7 @@ from gazeguard.bench.speed.__main__ import main
 from gazeguard.bench.speed.instruments import MIB, Figure, Spread, interleave, peak_added, ratio
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "speed.json"
     done = CliRunner().invoke(main, ["--out", str(out), "--quick"], catch_exceptions=False)

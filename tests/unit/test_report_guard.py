@@ -357,6 +357,7 @@ def test_no_picture_is_kept_and_they_are_read_again_one_by_one() -> None:
     assert len(again) == 64, "every row is read once"
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_requests_stay_small() -> None:
     run = Run()
     long = "A long question about the picture. " * 60

@@ -138,7 +138,8 @@ def test_what_was_taught_alone_makes_the_base_again(taught, language, tmp_path):
     assert not (taught / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("cut", [("projector", 2), ("projector", 3), ("lora", 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [("projector", 3), ("lora", 1)])
 def test_a_cut_run_ends_where_a_whole_one_does(taught, language, tmp_path, monkeypatch, cut):
     monkeypatch.setattr(smollm_teach, "_KEPT", 1)
     write = smollm_teach.Checkpoint.write

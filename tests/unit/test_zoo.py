@@ -163,6 +163,7 @@ def test_the_sweep_chooses_on_design_and_reports_held_out(zoo: Zoo, monkeypatch)
     assert {model["split"] for model in result["models"]} == {"design", "held-out"}
 
 
+@pytest.mark.slow
 def test_adaptive_attackers_are_in_no_number_but_their_own(zoo: Zoo, monkeypatch):
     monkeypatch.setattr("gazeguard.bench.entropy_measures.RESAMPLES", 20)
     plain = evaluate(zoo, 0.05)

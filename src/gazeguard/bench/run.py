@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,19 @@ def _start(plugins: Sequence[Path]) -> None:
     logging.getLogger("gazeguard").setLevel(logging.ERROR)
 
 
+def _start_child(plugins: Sequence[Path]) -> None:
+    """A worker of this machine: ends with the run, also one that was killed and can't say so."""
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
+    _start(plugins)
+
+
 @contextmanager
 def _as_a_worker(plugins: Sequence[Path]) -> Iterator[None]:
     """A worker's settings in this process, which gets its own back: it may go on to other work."""
@@ -189,7 +203,7 @@ def _pool(workers: int | None, plugins: Sequence[Path]) -> Iterator[Executor | N
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        pool = ProcessPoolExecutor(count, get_context("spawn"), _start, (plugins,))
+        pool = ProcessPoolExecutor(count, get_context("spawn"), _start_child, (plugins,))
         try:
             yield pool
         finally:
