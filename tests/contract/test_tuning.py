@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gazeguard.lab import tiny
+from gazeguard.models.answers import answer_ids
 from gazeguard.models.load import load
 from gazeguard.models.target import Target
 from gazeguard.tuning import Recipe, kept, lesson, make_reference, references
@@ -62,7 +63,7 @@ def test_the_models_own_answer_is_what_it_finds_most_likely(
 
 def test_an_answer_ends_and_padding_is_not_taught(tiny_target: Loaded):
     target = tiny_target("llava")
-    short, long = lesson.answer_ids(target, ["red", "a small red square"])
+    short, long = answer_ids(target, ["red", "a small red square"])
     assert short[-1] == long[-1] == target.processor.tokenizer.eos_token_id
     both = lesson.answer_loss(target, ROWS, [short, long])
     apart = [lesson.answer_loss(target, [r], [a]) for r, a in zip(ROWS, (short, long), strict=True)]
@@ -100,7 +101,7 @@ def test_a_reference_has_the_suspects_shape_and_stops_at_its_distance(
 
     base = load(tiny_folder("llava"))
     rows: list[Sample] = [sample(i) for i in range(6)]
-    answers = lesson.answer_ids(base, ["red", "blue", "red", "one", "two", "blue"])
+    answers = answer_ids(base, ["red", "blue", "red", "one", "two", "blue"])
     plan = Recipe(seed=1, lr=1e-3, share=1.0, batch=3, distance=0.3)
     told: list[tuple[int, float]] = []
     out = tmp_path / "made"
@@ -138,7 +139,7 @@ def test_a_short_way_is_met_and_a_long_one_cut_off(
     reached: bool,
 ):
     base = load(tiny_folder("llava"))
-    answers = lesson.answer_ids(base, ["red", "blue"])
+    answers = answer_ids(base, ["red", "blue"])
     plan = Recipe(seed=1, lr=1e-3, share=1.0, batch=2, distance=distance)
     config, out = suspect_config(adapter), tmp_path / "made"
     made = make_reference(base, config, ROWS, answers, plan, out, 2)
@@ -159,7 +160,7 @@ def test_a_learning_rate_that_is_too_low_is_doubled(
     for doublings in (0, 3):
         monkeypatch.setattr(references, "_DOUBLINGS", doublings)
         base = load(tiny_folder("llava"))
-        answers = lesson.answer_ids(base, ["red", "blue"])
+        answers = answer_ids(base, ["red", "blue"])
         out = tmp_path / str(doublings)
         made = make_reference(base, suspect_config(adapter), ROWS, answers, plan, out, 60)
         steps.append(made.steps)

@@ -22,7 +22,7 @@ def test_quick_run_measures_every_figure(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert result["quick"]
     assert {"cpu", "cores", "threads", "torch", "transformers", "commit"} <= set(result["machine"])
-    assert len(result["figures"]) == 22
+    assert len(result["figures"]) == 24
     memory_known = sys.platform == "linux"
     for figure in result["figures"]:
         assert figure["name"] in done.output, "the table leaves a figure out"

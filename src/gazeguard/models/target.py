@@ -33,7 +33,7 @@ Grid = tuple[int, int]
 # Made by some processors, not for the forward pass.
 _NOT_FOR_FORWARD = ("labels", "offset_mapping", "text_replacement_offsets", "special_tokens_mask")
 # Layer types without an attention row.
-_WITHOUT_ROWS = frozenset({"linear_attention", "conv", "moe", "mlp", "mamba"})
+WITHOUT_ROWS = frozenset({"linear_attention", "conv", "moe", "mlp", "mamba"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class Encoded:
         sample_id: one id per sample.
         images: per sample, what is known of each image's tokens.
         source: per sample, the place of its inputs in the batch; empty where each has its own.
+        stretched: per line of `inputs`, what stands in its prompt for an image and what the
+            processor wrote instead, in prompt order.
     """
 
     inputs: dict[str, Tensor]
@@ -85,6 +87,7 @@ class Encoded:
     sample_id: tuple[str, ...]
     images: tuple[Images, ...]
     source: tuple[int, ...] = ()
+    stretched: tuple[tuple[tuple[str, str], ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,16 +181,13 @@ class Target:
         lines = [(s, p) for s, prompts in zip(samples, written, strict=True) for p in prompts]
         texts = [prompt.text for _, prompt in lines]
         images = [[sample.images[i] for i in prompt.images] for sample, prompt in lines]
-        tokenizer = self.processor.tokenizer
-        bos = tokenizer.bos_token
         try:
             batch = self.processor(
                 text=texts,
                 images=images,
                 padding=True,
                 padding_side=padding_side,
-                # A template that writes BOS itself must not get a second one.
-                add_special_tokens=not (bos and texts[0].startswith(bos)),
+                add_special_tokens=self._lacks_bos(texts[0]),
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 return_tensors="pt",
@@ -228,6 +228,26 @@ class Target:
 
     def _apart(self, sample: Sample) -> tuple[Prompt, ...]:
         return write_apart(self.family, self.processor, sample, self.reserved)
+
+    def tokens(self, prompt: Prompt, stretched: Sequence[tuple[str, str]]) -> list[int]:
+        """Input ids of a prompt about images that are encoded already, without reading them again.
+
+        Args:
+            prompt: with the same images in the same order.
+            stretched: their line of `Encoded.stretched`.
+        """
+        text, at = prompt.laid_out, 0
+        for placeholder, written in stretched:
+            start = text.index(placeholder, at)
+            text = text[:start] + written + text[start + len(placeholder) :]
+            at = start + len(written)
+        ids = self.processor.tokenizer(text, add_special_tokens=self._lacks_bos(prompt.text))
+        return list(ids["input_ids"])
+
+    def _lacks_bos(self, text: str) -> bool:
+        """A template that writes BOS itself must not get a second one."""
+        bos = self.processor.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
 
     @property
     def reserved(self) -> tuple[str, ...]:
@@ -279,8 +299,14 @@ class Target:
             first += len(prompt.images)
         named = tuple(lines[i][0].sample_id for i in source)
         own = source == list(range(len(lines)))
+        stretched = tuple(tuple((i["text"], i["replacement"]) for i in line) for line in replaced)
         return Encoded(
-            inputs, torch.stack(kinds), named, tuple(images), () if own else tuple(source)
+            inputs,
+            torch.stack(kinds),
+            named,
+            tuple(images),
+            () if own else tuple(source),
+            stretched,
         )
 
     def image_tokens(
@@ -338,7 +364,7 @@ def as_target(
     layers = tuple(
         layer
         for layer in sorted(set(_numbered(decoder).values()))
-        if layer >= len(types) or types[layer] not in _WITHOUT_ROWS
+        if layer >= len(types) or types[layer] not in WITHOUT_ROWS
     )
     if not layers:
         raise ModelError(

@@ -7,10 +7,14 @@ file that deals with it.
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transformers import Cache
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from gazeguard.errors import ModelError
 
@@ -35,6 +39,38 @@ def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A call's keyword arguments for a pass that neither reads nor fills a cache."""
     rest = {name: value for name, value in kwargs.items() if not isinstance(value, Cache)}
     return {**rest, "use_cache": False}
+
+
+def cache_name(model: Any) -> str:
+    """What the forward pass of a transformers model calls its cache."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def for_lines(cache: Cache, lines: Tensor) -> Cache | None:
+    """A cache of its own for some lines of a batch, repeated ones too; the given one stays whole.
+
+    Args:
+        cache: of `n` lines.
+        lines: int64 `(line,)`, places among the `n`.
+
+    Returns:
+        None for a cache that is not keys and values alone, such as the state of linear attention.
+    """
+    if type(cache) is not DynamicCache or not all(
+        isinstance(layer, DynamicLayer) for layer in cache.layers
+    ):
+        return None
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        if layer.get_seq_length():
+            one = len(layer.keys) == 1  # a view: only what is written behind it takes memory
+            layer.keys, layer.values = (
+                kept.expand(len(lines), -1, -1, -1) if one else kept[lines.to(kept.device)]
+                for kept in (layer.keys, layer.values)
+            )
+    return chosen
 
 
 def _only(found: Iterable[Cache]) -> Cache | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gazeguard.errors import UsageError
+from gazeguard.models.answers import answer_ids
 from gazeguard.models.difference import Difference
 from gazeguard.models.target import Target
 from gazeguard.scanning.entry import Progress
@@ -20,7 +21,7 @@ from gazeguard.scanning.samples import SampleSet
 from gazeguard.scanning.store import digest
 from gazeguard.scanning.subject import Subject
 from gazeguard.tuning import Made, Recipe, kept, make_reference, recipes
-from gazeguard.tuning.lesson import answer_ids, own_answers
+from gazeguard.tuning.lesson import own_answers
 from gazeguard.tuning.references import suspect_config, whole_model_config
 from gazeguard.types import Sample
 

@@ -9,24 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gazeguard.models.answers import Answers, answered, end_token, padded
 from gazeguard.models.target import Target
 from gazeguard.types import Sample
 
 IGNORE = -100
 _ANSWER_TOKENS = 48  # of a model's own answer, at most
-
-Answers = Sequence[list[int]]
-
-
-def answer_ids(target: Target, answers: Sequence[str]) -> list[list[int]]:
-    """Tokens of answers as the model writes them behind its prompt, its end token last."""
-    tokenizer = target.processor.tokenizer
-    end = _end_token(target)
-    # A prompt that ends in a space or line break already parts the answer from it.
-    return [
-        [*tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"], end]
-        for text in answers
-    ]
 
 
 def own_answers(target: Target, samples: Sequence[Sample]) -> list[list[int]]:
@@ -36,7 +24,7 @@ def own_answers(target: Target, samples: Sequence[Sample]) -> list[list[int]]:
     model: Any = target.model
     with torch.inference_mode():
         told = model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
-    tokenizer, end = target.processor.tokenizer, _end_token(target)
+    tokenizer, end = target.processor.tokenizer, end_token(target)
     pad = tokenizer.pad_token_id
     answers = []
     for row in told[:, length:].tolist():
@@ -57,31 +45,9 @@ def answer_loss(target: Target, samples: Sequence[Sample], answers: Answers) -> 
         answers: tokens, one list per sample.
     """
     inputs = {k: v.to(target.device) for k, v in target.encode(samples).inputs.items()}
-    ids = inputs["input_ids"]
-    longest = max(map(len, answers))
-    pad = target.processor.tokenizer.pad_token_id
-    told = torch.tensor([a + [pad] * (longest - len(a)) for a in answers], device=ids.device)
-    real = torch.tensor(
-        [[1] * len(a) + [0] * (longest - len(a)) for a in answers], device=ids.device
-    )
-    for name, value in inputs.items():
-        if value.shape == ids.shape and not value.is_floating_point():
-            known = {
-                "input_ids": told,
-                "attention_mask": real,
-                "token_type_ids": torch.full_like(told, target.family.answer_type),
-            }
-            more = known.get(name, torch.zeros_like(told))  # kinds of media: 0 is text
-            inputs[name] = torch.cat([value, more.to(value.dtype)], 1)
     model: Any = target.model
-    logits = model(**inputs, use_cache=False).logits[:, -longest - 1 : -1]
-    labels = told.masked_fill(real == 0, IGNORE)
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-
-
-def _end_token(target: Target) -> int:
-    settings = getattr(target.base, "generation_config", None)
-    end = getattr(settings, "eos_token_id", None)
-    if isinstance(end, list):
-        end = end[0]
-    return int(target.processor.tokenizer.eos_token_id if end is None else end)
+    longest = max(map(len, answers))
+    logits = model(**answered(target, inputs, answers), use_cache=False).logits
+    labels, _ = padded(answers, IGNORE, target.device)
+    taught = logits[:, -longest - 1 : -1].float().flatten(0, 1)
+    return F.cross_entropy(taught, labels.flatten(), ignore_index=IGNORE)

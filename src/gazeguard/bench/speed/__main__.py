@@ -1,4 +1,4 @@
-"""The benchmark's command: four kinds of measurements, one table, one JSON file."""
+"""The benchmark's command: five kinds of measurements, one table, one JSON file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gazeguard.assets import ADAPTER, BASE
-from gazeguard.bench.speed import fitting, forward, workflow
+from gazeguard.bench.speed import fitting, forward, questions, workflow
 from gazeguard.bench.speed.forward import Size, random_llava
 from gazeguard.bench.speed.instruments import Part
+from gazeguard.bench.speed.questions import GRIDS
 from gazeguard.bench.speed.run import benchmark
 from gazeguard.lab import tiny
 from gazeguard.lab.poison import make_set, write_set
@@ -53,6 +54,7 @@ def measured(work: Path, quick: bool, threads: int) -> Iterator[tuple[str, Part]
     size = QUICK if quick else Size()
     random = random_llava(work / "llava", size)
     yield "forward", forward.measure(random, size, threads)
+    yield "questions", questions.measure(work / "questions", size, (4,) if quick else GRIDS)
     for case in cases(work, random, size, quick):
         data = write_set(make_set("mixed", case.rows, "badnet-center", 0.1, 0), case.work)
         yield (
