@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-from torch import Tensor
 
 from gazeguard.errors import RefusedError
 from gazeguard.guarding.guard import Guard
 from gazeguard.guarding.verdict import GuardVerdict
 from gazeguard.guarding.watch import Mode
-from gazeguard.models.target import Target
+from gazeguard.models.answers import written
 from gazeguard.types import Outcome, Sample
 
 
@@ -60,7 +58,7 @@ def answer(
     """
     target = guard.target
     encoded = target.encode(samples)
-    write = partial(_written, target, max_new_tokens=max_new_tokens)
+    write = partial(written, target, max_new_tokens=max_new_tokens)
     try:
         with guard.watch(mode, encoded=encoded, fail_closed=fail_closed) as w:
             texts = write(encoded.inputs)
@@ -87,14 +85,6 @@ def answer(
         for i, text in zip(purified, bare, strict=True):
             found[i] = replace(found[i], disarmed=found[i].answer != text)
     return found
-
-
-def _written(target: Target, inputs: Mapping[str, Tensor], *, max_new_tokens: int) -> list[str]:
-    given = {name: value.to(target.device) for name, value in inputs.items()}
-    written = target.base.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
-    new = written[:, inputs["input_ids"].shape[1] :]
-    texts = target.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [text.strip() for text in texts]
 
 
 def _refused(verdict: GuardVerdict, mode: Mode, fail_closed: bool) -> bool:

@@ -34,6 +34,15 @@ def end_token(target: Target) -> int:
     return int(target.processor.tokenizer.eos_token_id if end is None else end)
 
 
+def written(target: Target, inputs: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:
+    """What the model answers, greedily, to inputs of `Target.encode`; without an outer space."""
+    given = {name: value.to(target.device) for name, value in inputs.items()}
+    told = target.base.generate(**given, max_new_tokens=max_new_tokens, do_sample=False)
+    new = told[:, inputs["input_ids"].shape[1] :]
+    texts = target.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
 def answered(target: Target, inputs: Mapping[str, Tensor], answers: Answers) -> dict[str, Tensor]:
     """Inputs of left-padded prompts with their answers behind, padded on the right.
 

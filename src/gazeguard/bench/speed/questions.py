@@ -48,7 +48,7 @@ def measure(
         seconds[f"{grid**2} tokens"] = took
         what = f"{len(OTHERS)} questions, {TOKENS} answer tokens, {grid**2:,} image tokens"
         added = _added(took, "questions")
-        limit = 0.6 if grid == Size.grid else None
+        limit = 0.6 if grid == size.grid else None
         figures.append(Figure(f"{what}: added to a plain prefill", "x", added, at_most=limit))
         figures.append(Figure(f"{what}: each a prompt of its own", "x", _added(took, "apart")))
     return figures, {"seconds": seconds}
