@@ -17,6 +17,7 @@ from gazeguard.cleaning.gallery import look_again
 from gazeguard.cleaning.heap import keep_freed_memory
 from gazeguard.cleaning.linear import fast_linear
 from gazeguard.cleaning.measure import Look, free_memory, measure
+from gazeguard.cleaning.proof import Group, prove
 from gazeguard.data.columns import Columns
 from gazeguard.data.dataset import Dataset, described
 from gazeguard.data.read import open_dataset
@@ -27,7 +28,7 @@ from gazeguard.models.load import load
 from gazeguard.models.target import Target
 from gazeguard.probe.store import Span
 from gazeguard.provenance import attention_backend, provenance
-from gazeguard.report.model import Answer, GalleryItem
+from gazeguard.report.model import Answer, GalleryItem, Proof
 from gazeguard.types import Sample
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,10 @@ class Reader(Protocol):
 
     def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
         """Answers with their pictures and heat maps."""
+        ...
+
+    def prove(self, groups: Sequence[Group]) -> list[Proof]:
+        """The rebuilt triggers of removed groups, and how often they fire."""
         ...
 
 
@@ -175,6 +180,13 @@ class Here:
         """Answers with their pictures and heat maps."""
         with fast_linear():
             return look_again(self._target, self._dataset, suspicion)
+
+    def prove(self, groups: Sequence[Group]) -> list[Proof]:
+        """The rebuilt triggers of removed groups, and how often they fire."""
+        if not groups:
+            return []
+        with fast_linear():
+            return prove(self._target, self._base, self._dataset, groups)
 
 
 def _same_kind(target: Target, base: Target) -> None:

@@ -19,6 +19,7 @@ from gazeguard.cleaning.gallery import Choice
 from gazeguard.cleaning.judge import judge
 from gazeguard.cleaning.measure import SCHEMA
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
+from gazeguard.cleaning.proof import groups
 from gazeguard.cleaning.reader import About, Here, Job, Reader
 from gazeguard.cluster import Ray, connected
 from gazeguard.data.columns import Columns
@@ -277,6 +278,7 @@ def _conclude(
     log.info("Writing %s.", out)
     choice = Choice.of(profile, result)
     shown, typical = choice.place(reader.gallery(choice.suspicion))
+    proofs = reader.prove(groups(profile, result, record["seed"]) if len(removed) else [])
     report = CleanReport(
         result=result,
         rows=profile.row,
@@ -299,6 +301,7 @@ def _conclude(
         gallery=shown,
         typical=typical,
         beyond=dataset.count() - total,
+        proofs=proofs,
     )
     report = write_outputs(out, dataset, profile, report, kept, removed, failed, text_only)
     return CleanOutcome(report=report, profile=profile, folder=out)

@@ -21,11 +21,12 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from gazeguard._version import __version__
 from gazeguard.cleaning.measure import WORKER_DIED, skipped_table
+from gazeguard.cleaning.proof import Group
 from gazeguard.cleaning.reader import About, Here, Job, Rows
 from gazeguard.cluster import Workers, check_version
 from gazeguard.errors import GazeguardError, MeasurementError
 from gazeguard.probe.store import Span
-from gazeguard.report.model import Answer, GalleryItem
+from gazeguard.report.model import Answer, GalleryItem, Proof
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class Worker:
     def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
         """Answers with their pictures."""
         return self._reader().gallery(suspicion)
+
+    def prove(self, groups: Sequence[Group]) -> list[Proof]:
+        """Rebuilt triggers and how often they fire."""
+        return self._reader().prove(groups)
 
     def _reader(self) -> Here:
         if self._here is None:
@@ -181,6 +186,11 @@ class Spread:
     def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
         """Answers with their pictures and heat maps, from one worker."""
         found: dict[Answer, GalleryItem] = self._ask("gallery", suspicion)
+        return found
+
+    def prove(self, groups: Sequence[Group]) -> list[Proof]:
+        """The rebuilt triggers of removed groups, from one worker."""
+        found: list[Proof] = self._ask("prove", groups) if groups else []
         return found
 
     def fitting_batch(self) -> int:

@@ -54,6 +54,8 @@ def render_console(report: CleanReport) -> RenderableType:
     table.add_row("Layers", Text(_layers(report)))
     for label, text in (*_near_misses(report), *_skipped(report)):
         table.add_row(label, Text(text))
+    for proof in report.proofs:
+        table.add_row("Trigger", Text(proof.sentence))
     for i, (name, path) in enumerate(report.files.items()):
         table.add_row("Files" if i == 0 else "", Text(f"{name}: {path}"))
     lines: list[RenderableType] = [

@@ -1,11 +1,11 @@
 """`report.json`: the machine-readable report of one `gazeguard clean` run.
 
-Schema 1.1 (`schema/clean-report-1.json` in this package; a new optional field raises the second
+Schema 1.2 (`schema/clean-report-1.json` in this package; a new optional field raises the second
 number, anything else the first and the file's name):
 
 | field | type | meaning |
 |---|---|---|
-| `schema_version` | string | `"1.1"` |
+| `schema_version` | string | `"1.2"` |
 | `kind` | string | `"clean-report"` |
 | `tool` | object | `name`, `version` |
 | `method`, `rule` | string | which detector and which variant of it |
@@ -19,6 +19,7 @@ number, anything else the first and the file's name):
 | `not_looked_at` | object | cause -> skipped rows |
 | `beyond_limit` | integer | rows after `--limit`: not looked at, in no file |
 | `near_misses` | array | `{row, turn, sample_id, phrase, removed}`: of `MAX_NEAR_MISSES` answers |
+| `proofs` | array | `{phrase, proven, sentence}`, and where tried `form`, `pictures`, `fired` |
 | `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |
 | `thresholds` | object | name -> `{value, source}`: every number a decision rests on |
 | `components` | array | `{mean, std, weight, suspicious}`, in the units of `score_name` |
@@ -41,9 +42,9 @@ from gazeguard._version import __version__
 from gazeguard.jsonable import jsonable
 from gazeguard.report.files import write_atomic
 from gazeguard.report.layers import layer_rows
-from gazeguard.report.model import CleanReport, causes, headline, thresholds
+from gazeguard.report.model import CleanReport, Proof, causes, headline, thresholds
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 KIND = "clean-report"
 MAX_NEAR_MISSES = 100
 
@@ -77,6 +78,7 @@ def as_json(report: CleanReport) -> dict[str, Any]:
             }
             for miss in result.near_misses[:MAX_NEAR_MISSES]
         ],
+        "proofs": [_proof(proof) for proof in report.proofs],
         "layers": layer_rows(report),
         "thresholds": thresholds(report),
         "components": result.components,
@@ -87,6 +89,20 @@ def as_json(report: CleanReport) -> dict[str, Any]:
     }
     converted: dict[str, Any] = jsonable(payload)
     return converted
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    """Counts of one rebuilt trigger: answers with the group's words, of so many pictures each."""
+    about = {"phrase": proof.phrase, "proven": proof.proven, "sentence": proof.sentence}
+    if (found := proof.firing) is None:
+        return about
+    fired = {
+        "triggered": found.triggered,
+        "untouched": found.untouched,
+        "before": found.before,
+        "interval": found.interval,
+    }
+    return {**about, "form": proof.form, "pictures": found.n, "fired": fired}
 
 
 def write_json(report: CleanReport, path: str | Path) -> Path:

@@ -16,6 +16,8 @@ from gazeguard.types import CleaningResult, NearMiss, Outcome, SkippedRow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from gazeguard.methods.rebuild import Firing, Form
+
 # Given up to 50 row numbers, the first pictures of those rows that have one.
 Thumbnails = Callable[[Sequence[int]], Mapping[int, "Picture"]]
 
@@ -71,6 +73,71 @@ class GalleryItem:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One other picture of the set, without and with a rebuilt trigger.
+
+    Attributes:
+        row: 0-based place in the input.
+        prompt: the user's words.
+        untouched, triggered: the picture.
+        said, said_triggered: the model's answers to the two.
+        said_before: the answer with the trigger before the fine-tune; None without that model.
+    """
+
+    row: int
+    prompt: str
+    untouched: Image
+    triggered: Image
+    said: str
+    said_triggered: str
+    said_before: str | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """What came of rebuilding the trigger of a removed group.
+
+    Attributes:
+        phrase: the words that the group's answers share.
+        not_tried: why nothing could be tried; empty where it was.
+        form: how the trigger was put onto pictures.
+        trigger: the trigger by itself.
+        firing: how often the model said the words.
+        trials: some of the pictures that it was tried on.
+    """
+
+    phrase: str
+    not_tried: str
+    form: Form | None = None
+    trigger: Image | None = None
+    firing: Firing | None = None
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        """Whether the trigger fires on other pictures, and nothing else explains it."""
+        return self.firing is not None and self.firing.proven
+
+    @property
+    def sentence(self) -> str:
+        """What was found, with its counts."""
+        if self.firing is None:
+            return f"The trigger for “{self.phrase}” was not rebuilt: {self.not_tried}."
+        found, (low, high) = self.firing, self.firing.interval
+        before = (
+            "the model before the fine-tune was not there to compare with"
+            if found.before is None
+            else f"before the fine-tune the trigger brings them for {found.before}"
+        )
+        start = "The rebuilt trigger fires" if self.proven else "No trigger could be rebuilt"
+        return (
+            f"{start}: on {found.n} other pictures the model says “{self.phrase}” for"
+            f" {found.triggered} with it (95 % interval {100 * low:.0f} to {100 * high:.0f} %) and"
+            f" {found.untouched} without; {before}."
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CleanReport:
     """Everything a report of a cleaned data set says.
 
@@ -92,6 +159,7 @@ class CleanReport:
         gallery: the most suspicious rows, worst first.
         typical: a row from the middle of the kept ones, to compare with.
         beyond: rows after the limit that was asked for: not looked at, and in no file.
+        proofs: of the largest removed groups.
     """
 
     result: CleaningResult
@@ -109,6 +177,7 @@ class CleanReport:
     gallery: list[GalleryItem]
     typical: GalleryItem | None = None
     beyond: int = 0
+    proofs: Sequence[Proof] = ()
 
     def __post_init__(self) -> None:
         n = len(self.rows)

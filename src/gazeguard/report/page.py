@@ -18,6 +18,7 @@ from gazeguard.report.layers import LayerRow, layer_rows
 from gazeguard.report.model import (
     CleanReport,
     GalleryItem,
+    Proof,
     Thumbnails,
     answer_groups,
     causes,
@@ -326,6 +327,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "thresholds": thresholds(report),
         "groups": answer_groups(report),
         "needed": report.result.info.get("separation_asked", ""),
+        "proofs": [_proof_text(proof) for proof in report.proofs],
         "cut": data["cut"],
         "threshold_names": THRESHOLD_NAMES,
         "shown_rows": len(data["rows"]),
@@ -343,6 +345,26 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "files": dict(report.files),
         "provenance": words.flatten(_plain(report.provenance)),
         "parameters": words.flatten(_plain(result.info)),
+    }
+
+
+def _proof_text(proof: Proof) -> dict[str, Any]:
+    return {
+        "sentence": proof.sentence,
+        "form": proof.form,
+        "trigger": None if proof.trigger is None else gallery_url(proof.trigger),
+        "before": proof.firing is not None and proof.firing.before is not None,
+        "trials": [
+            {
+                "row": words.row_name(trial.row, None),
+                "prompt": words.shorten(trial.prompt, GALLERY_TEXT),
+                "pictures": [gallery_url(trial.untouched), gallery_url(trial.triggered)],
+                "said": words.shorten(trial.said, GALLERY_TEXT),
+                "said_triggered": words.shorten(trial.said_triggered, GALLERY_TEXT),
+                "said_before": words.shorten(trial.said_before or "", GALLERY_TEXT),
+            }
+            for trial in proof.trials
+        ],
     }
 
 
