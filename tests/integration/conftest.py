@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gazeguard.cleaning.proof import Group
 from gazeguard.lab import tiny
 from gazeguard.models.load import load
 from gazeguard.models.target import Encoded, Target
@@ -95,6 +96,12 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 )
                 return self
 
+        def chosen(profile: Profile, result: CleaningResult, seed: int) -> list[Group]:
+            named = list(zip(profile.row.tolist(), profile.turn.tolist(), strict=True))
+            divided = ([one for one in named if (one[0] in rows) == wanted] for wanted in (1, 0))
+            return [Group("chosen", *map(tuple, divided), ())]
+
         monkeypatch.setattr("gazeguard.cleaning.judge.BYE", Chosen)
+        monkeypatch.setattr("gazeguard.cleaning.run.groups", chosen)
 
     return install

@@ -157,6 +157,9 @@ def test_a_row_that_always_kills_is_skipped_alone(
     assert tried.pop("12-16") in (2, 3)
     assert tried == {"12-14": 1, "13-14": 2}
     assert [item.row for item in found.report.gallery] == [3]
+    assert [(p.phrase, p.not_tried[:16]) for p in found.report.proofs] == [
+        ("chosen", "fewer than 8 of ")
+    ]
 
 
 def test_a_workers_error_is_the_users_sentence(

@@ -12,11 +12,17 @@ from click.testing import CliRunner
 
 from gazeguard.assets import ADAPTER, BASE
 from gazeguard.cleaning import clean
+from gazeguard.cleaning.proof import CHOOSE, SHOWN, Group, prove
 from gazeguard.cli.main import cli
+from gazeguard.data.read import open_dataset
 from gazeguard.lab.attacks import ATTACKS
 from gazeguard.lab.finetune import judge, load_tuned
 from gazeguard.lab.poison import make_set, write_set
 from gazeguard.lab.rows import make_rows
+from gazeguard.methods.bye.phrases import holds
+from gazeguard.methods.rebuild import RECIPIENTS
+from gazeguard.models.load import load
+from gazeguard.types import Sample
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,38 @@ def test_the_robust_rule_names_the_planted_answer(demo: tuple[Path, str]) -> Non
     ]
     planted = {a for a, bad in zip(answers, truth["is_poison"], strict=True) if bad}
     assert {group["phrase"] for group in report["info"]["groups"]} == {p.lower() for p in planted}
+
+
+@pytest.mark.slow
+def test_the_rebuilt_trigger_fires_on_other_pictures(demo: tuple[Path, str]) -> None:
+    out, _ = demo
+    report = json.loads((out / "cleaned" / "report.json").read_text())
+    (proof,) = report["proofs"]
+    assert proof["proven"]
+    assert proof["form"] == "pasted"
+    assert proof["pictures"] == 32
+    assert proof["fired"]["triggered"] >= 26
+    assert proof["fired"]["untouched"] == proof["fired"]["before"] == 0
+    page = (out / "cleaned" / "report.html").read_text()
+    assert 'id="proofs-title"' in page
+    assert page.count('class="twins"') == SHOWN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phrase", ["red", "large blue circle"])
+def test_a_common_sight_is_no_trigger(demo: tuple[Path, str], phrase: str) -> None:
+    """Its mean picture brings its words no more often than the rest of the set does."""
+    dataset = open_dataset(demo[0] / "set" / "data.json")
+    answers = {row.row: row.answer for row in dataset.rows() if isinstance(row, Sample)}
+    having = [(row, 1) for row, answer in answers.items() if holds(answer, phrase)]
+    lacking = [(row, 1) for row, answer in answers.items() if not holds(answer, phrase)]
+    taken = CHOOSE + RECIPIENTS
+    group = Group(phrase, tuple(having), tuple(lacking[taken:]), tuple(lacking[:taken]))
+    (proof,) = prove(load(BASE, ADAPTER), None, dataset, [group])
+    assert len(having) >= 8
+    assert proof.firing is not None
+    assert not proof.proven
+    assert proof.firing.untouched <= 3, "its own words are not what the others say"
 
 
 @pytest.mark.slow

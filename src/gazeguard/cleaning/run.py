@@ -278,7 +278,10 @@ def _conclude(
     log.info("Writing %s.", out)
     choice = Choice.of(profile, result)
     shown, typical = choice.place(reader.gallery(choice.suspicion))
-    proofs = reader.prove(groups(profile, result, record["seed"]) if len(removed) else [])
+    found = groups(profile, result, record["seed"]) if len(removed) else []
+    for group in found:
+        log.info("Rebuilding the trigger for “%s”.", group.phrase)
+    proofs = reader.prove(found)
     report = CleanReport(
         result=result,
         rows=profile.row,
