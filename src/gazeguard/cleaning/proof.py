@@ -84,51 +84,66 @@ def prove(
         dataset: read once for all groups.
         groups: of `groups`.
     """
-    wanted = {one for g in groups for one in (*g.members, *g.others, *g.recipients)}
-    rows = {row for row, _ in wanted}
-    moments: dict[tuple[str, bool], Moments] = {}
-    recipients: dict[Answer, Asked] = {}
+    read = [_Read() for _ in groups]
+    roles: dict[Answer, list[tuple[_Read, str]]] = {}
+    for group, mine in zip(groups, read, strict=True):
+        for role in ("members", "others", "recipients"):
+            for name in getattr(group, role):
+                roles.setdefault(name, []).append((mine, role))
+    rows = {row for row, _ in roles}
     shape: tuple[int, int] | None = None
-    tokens = 1
-    role = {one: (g.phrase, True) for g in groups for one in g.members}
-    pools = [(g.phrase, set(g.others)) for g in groups]
-    takers = {one for g in groups for one in g.recipients}
     for sample in dataset.rows(rows.__contains__):
         for asked in sample.asked if isinstance(sample, Sample) else ():
-            name = (asked.row, asked.turn)
-            if name not in wanted or len(asked.prompt_images) != 1:
-                continue
-            picture = asked.images[asked.prompt_images[0]]
-            shape = shape or _shape(picture)
-            if name in takers:
-                recipients[name] = asked
-            keys = [role[name]] if name in role else []
-            keys += [(phrase, False) for phrase, pool in pools if name in pool]
-            if name in role:
-                tokens = max(tokens, _length(target, asked.answer))
-            for key in keys:
-                moments.setdefault(key, Moments(shape)).add(_pixels(picture, shape))
-    proofs = []
-    for group in groups:
-        inside, outside = (moments.get((group.phrase, which)) for which in (True, False))
-        given = [recipients[one] for one in group.recipients if one in recipients]
-        if inside is None or outside is None or inside.count < FEWEST_ROWS:
-            why = f"fewer than {FEWEST_ROWS} of its rows, or none of the others, have one picture"
-            proofs.append(Proof(group.phrase, why))
-        elif len(given) < CHOOSE + RECIPIENTS:
-            why = (
-                f"only {len(given)} other rows with one picture lack these words, and"
-                f" {CHOOSE + RECIPIENTS} are needed"
-            )
-            proofs.append(Proof(group.phrase, why))
-        else:
-            trigger = RebuiltTrigger.of(inside, outside)
-            say = _Say(target, base, group.phrase, min(_MOST_TOKENS, tokens + 2))
-            try:
-                proofs.append(_try(say, trigger, given))
-            except GazeguardError as error:  # the rows are judged: nothing of that may be lost
-                proofs.append(Proof(group.phrase, str(error).rstrip(".")))
-    return proofs
+            wanted = roles.get((asked.row, asked.turn), [])
+            if wanted and len(asked.prompt_images) == 1:
+                shape = shape or _shape(_picture(asked))
+                sized = _with_picture(asked, _pixels(_picture(asked), shape))
+                for mine, role in wanted:
+                    mine.take(role, sized)
+    return [_proof(target, base, g, mine) for g, mine in zip(groups, read, strict=True)]
+
+
+class _Read:
+    """What a group's proof needs of its rows; all pictures have one size."""
+
+    def __init__(self) -> None:
+        self.moments: dict[str, Moments] = {}
+        self.recipients: list[Asked] = []
+        self.longest = ""
+
+    def take(self, role: str, sample: Asked) -> None:
+        """Take in one row."""
+        if role == "recipients":
+            self.recipients.append(sample)
+            return
+        if role == "members":
+            self.longest = max(self.longest, sample.answer, key=len)
+        pixels = np.asarray(_picture(sample))
+        self.moments.setdefault(role, Moments(pixels.shape[:2])).add(pixels)
+
+
+def _proof(target: Target, base: Target | None, group: Group, read: _Read) -> Proof:
+    """Try one group's trigger, or say why that cannot be done."""
+    members, others = read.moments.get("members"), read.moments.get("others")
+    needed = CHOOSE + RECIPIENTS
+    if members is None or members.count < FEWEST_ROWS:
+        return Proof(group.phrase, f"fewer than {FEWEST_ROWS} of its rows have one picture")
+    if others is None or len(read.recipients) < needed:
+        why = (
+            f"{needed + 1} other rows that have one picture and lack these words are needed, and"
+            f" the set has {len(read.recipients) + (others.count if others else 0)}"
+        )
+        return Proof(group.phrase, why)
+    tokenizer = target.processor.tokenizer
+    tokens = len(tokenizer(read.longest, add_special_tokens=False)["input_ids"]) + 2
+    say = _Say(target, base, group.phrase, min(_MOST_TOKENS, tokens))
+    # Rows come as the file has them; which of them choose is not to depend on that.
+    places = {name: place for place, name in enumerate(group.recipients)}
+    recipients = sorted(read.recipients, key=lambda one: places[one.row, one.turn])
+    try:
+        return _try(say, RebuiltTrigger.of(members, others), recipients)
+    except GazeguardError as error:  # the rows are judged: nothing of that may be lost
+        return Proof(group.phrase, str(error).rstrip("."))
 
 
 class _Say:
@@ -194,10 +209,12 @@ def _try(say: _Say, trigger: RebuiltTrigger, recipients: Sequence[Asked]) -> Pro
 
 def _with(trigger: RebuiltTrigger, form: Form, sample: Asked) -> Asked:
     """A sample whose one picture wears the trigger."""
-    place = sample.prompt_images[0]
-    changed = trigger.on(_pixels(sample.images[place], trigger.constant.shape), form)
+    return _with_picture(sample, trigger.on(np.asarray(_picture(sample)), form))
+
+
+def _with_picture(sample: Asked, pixels: Pixels) -> Asked:
     images = list(sample.images)
-    images[place] = Image.fromarray(changed)
+    images[sample.prompt_images[0]] = Image.fromarray(pixels)
     return replace(sample, images=tuple(images))
 
 
@@ -214,10 +231,6 @@ def _pixels(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
     size = (shape[1], shape[0])
     same = picture if picture.size == size else picture.resize(size)
     return np.asarray(same.convert("RGB"))
-
-
-def _length(target: Target, answer: str) -> int:
-    return len(target.processor.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 def _named(profile: Profile, places: Iterable[int]) -> tuple[Answer, ...]:
