@@ -10,6 +10,8 @@ import torch
 from gazeguard.errors import RowError, UsageError
 from gazeguard.lab import tiny
 from gazeguard.models.answers import answer_ids, answered
+from gazeguard.models.load import load
+from gazeguard.probe import branch as module
 from gazeguard.probe.branch import branch, with_question
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
@@ -84,6 +86,21 @@ def test_as_a_prompt_of_its_own(tiny_target, family, batch_size):
             assert abs(float(one.log_probability[j]) - mean) <= TOLERANCE
             assert bool(one.agrees[j]) == agrees
             assert one.texts[j] == text
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_untested_model_is_compared_with_itself(tiny_folder, monkeypatch, right):
+    target = load(tiny_folder("llava"))
+    monkeypatch.setattr(module, "needs_check", lambda target: True)
+    if not right:
+        monkeypatch.setattr(module, "_next_position", lambda target, real: real.sum(1) * 0 + 7)
+    asked = (target, samples(), QUESTIONS, ANSWERS)
+    for _ in range(2):
+        found = branch(*asked, tokens=5)
+        assert [one.shared for one in found] == [right] * 3
+        for i, one in enumerate(found):
+            mean, _, _ = alone(target, samples()[i], QUESTIONS[i][0], ANSWERS[i], 5)
+            assert abs(float(one.log_probability[0]) - mean) <= TOLERANCE
 
 
 def test_words_go_where_the_words_were():

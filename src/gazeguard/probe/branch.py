@@ -12,17 +12,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gazeguard.errors import RowError, UsageError
 from gazeguard.models.answers import answer_ids, answered, end_token, padded
 from gazeguard.models.target import WITHOUT_ROWS, Encoded, Target
 from gazeguard.probe.cache import cache_in, cache_name, for_lines
+from gazeguard.probe.check import needs_check
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 Tokens = list[int]
+
+# Largest difference, in nats per token, between a model read once and read apart.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
+_divides: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # which models agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,9 @@ def branch(
 
     Returns:
         One per sample. The figures are those of a prompt of its own for each question, whatever
-        else is in the batch, up to the rounding of the model's kernels.
+        else is in the batch, up to the rounding of the model's kernels. A model that is not of a
+        tested family or version is compared with such a prompt once, and if they differ all its
+        questions get one.
 
     Raises:
         RowError: a sample that the model cannot take, with its own words or another question.
@@ -100,11 +108,14 @@ def branch(
         for text in asked
     ]
     with torch.inference_mode():
-        shared = _read_once(target, lines)
-        rest = [line for line in lines if line.tail is None]
+        shared = _read_once(target, lines) if _divides.get(target.base, True) else None
         if shared is not None:
             for chunk in _chunks(target, shared, lines, batch_size):
                 _go_on(target, shared, chunk, tokens if write else 0)
+            if not _as_apart(target, lines):
+                for line in lines:
+                    line.tail = None
+        rest = [line for line in lines if line.tail is None]
         for start in range(0, len(rest), batch_size):
             _whole(target, rest[start : start + batch_size], tokens if write else 0)
     found = []
@@ -195,6 +206,24 @@ def _read_once(target: Target, lines: Sequence[_Line]) -> _Shared | None:
             line.slot, line.tail = slot, prompt[ends[slot] :]
     read = inputs["attention_mask"].bool()
     return _Shared(cache, read, _next_position(target, read))
+
+
+def _as_apart(target: Target, lines: Sequence[_Line]) -> bool:
+    """Whether a model may be read in this way: of an untested one a sample is read apart, once."""
+    if target.base not in _divides:
+        _divides[target.base] = True
+        if needs_check(target):
+            first = next(line.sample for line in lines if line.tail is not None)
+            mine = [line for line in lines if line.sample == first]
+            apart = [replace(line, tail=None) for line in mine]
+            _whole(target, apart, 0)
+            half = target.base.dtype in (torch.float16, torch.bfloat16)
+            _divides[target.base] = all(
+                abs(a.log_probability - b.log_probability)
+                <= (_HALF_TOLERANCE if half else _TOLERANCE)
+                for a, b in zip(mine, apart, strict=True)
+            )
+    return _divides[target.base]
 
 
 def _go_on(target: Target, shared: _Shared, lines: Sequence[_Line], write: int) -> None:
