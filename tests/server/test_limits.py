@@ -124,7 +124,7 @@ def raw(server, head: str, *pieces: bytes) -> bytes:
 
 def test_bodies_are_cut_off_at_the_limit(guard, monkeypatch):
     monkeypatch.setattr(gate, "_GRACE", 0.0)
-    with serving(guard, max_body=1000, timeout=1.0) as server:
+    with serving(guard, max_body=1000, timeout=3.0) as server:
         kind = "Content-Type: application/json\r\n"
         told = raw(server, f"{kind}Content-Length: 1000000000000")
         assert b" 413 " in told
