@@ -59,13 +59,14 @@ def groups(profile: Profile, result: CleaningResult, seed: int) -> list[Group]:
     rng = np.random.default_rng(seed)
     flagged = result.is_flagged
     kept = rng.permutation(np.flatnonzero(~np.isin(profile.row, profile.row[flagged])))
-    kind = PromptKinds(profile.prompt, profile.turn, seed=seed)(profile.prompt, profile.turn)[1]
     found = []
     for phrase in phrases:
         members = [i for i in np.flatnonzero(flagged).tolist() if holds(profile.answer[i], phrase)]
         free = (i for i in kept.tolist() if not holds(profile.answer[i], phrase))
         pool = np.array(list(islice(free, MAX_ROWS + 4 * (CHOOSE + RECIPIENTS))), np.int64)
-        recipients = _spread(pool, kind[pool], CHOOSE + RECIPIENTS)
+        prompts, turn = [profile.prompt[i] for i in pool.tolist()], profile.turn[pool]
+        kind = PromptKinds(prompts, turn, seed=seed)(prompts, turn)[1]
+        recipients = _spread(pool, kind, CHOOSE + RECIPIENTS)
         others = pool[~np.isin(pool, recipients)][:MAX_ROWS]
         chosen = rng.permutation(members)[:MAX_ROWS]
         named = (_named(profile, places) for places in (chosen, others, recipients))

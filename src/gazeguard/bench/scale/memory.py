@@ -24,11 +24,12 @@ from gazeguard.bench.scale.sets import small_set
 from gazeguard.bench.speed.instruments import MIB, Figure, Part, Spread, in_child
 from gazeguard.cleaning import clean, run
 from gazeguard.cleaning.measure import BEFORE, SCHEMA, SIGNALS
+from gazeguard.cleaning.proof import Group
 from gazeguard.cleaning.reader import About, Job, Rows
 from gazeguard.data.dataset import Dataset
 from gazeguard.probe.store import Span
 from gazeguard.provenance import environment
-from gazeguard.report.model import Answer, GalleryItem
+from gazeguard.report.model import Answer, GalleryItem, Proof
 from gazeguard.types import Sample
 
 RATE = "beside a model of 32 layers and 32 heads"  # how the name of that figure ends
@@ -81,6 +82,10 @@ class Recorded:
     def gallery(self, suspicion: Mapping[Answer, float]) -> dict[Answer, GalleryItem]:
         """No model, no heat."""
         return {}
+
+    def prove(self, groups: Sequence[Group]) -> list[Proof]:
+        """No model, no answers."""
+        return []
 
     def _record(self, sample: Any) -> dict[str, Any]:
         assert isinstance(sample, Sample)
