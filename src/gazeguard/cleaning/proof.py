@@ -64,9 +64,7 @@ def groups(profile: Profile, result: CleaningResult, seed: int) -> list[Group]:
         members = [i for i in np.flatnonzero(flagged).tolist() if holds(profile.answer[i], phrase)]
         free = (i for i in kept.tolist() if not holds(profile.answer[i], phrase))
         pool = np.array(list(islice(free, MAX_ROWS + 4 * (CHOOSE + RECIPIENTS))), np.int64)
-        prompts, turn = [profile.prompt[i] for i in pool.tolist()], profile.turn[pool]
-        kind = PromptKinds(prompts, turn, seed=seed)(prompts, turn)[1]
-        recipients = _spread(pool, kind, CHOOSE + RECIPIENTS)
+        recipients = _spread(profile, pool, CHOOSE + RECIPIENTS, seed)
         others = pool[~np.isin(pool, recipients)][:MAX_ROWS]
         chosen = rng.permutation(members)[:MAX_ROWS]
         named = (_named(profile, places) for places in (chosen, others, recipients))
@@ -238,8 +236,12 @@ def _named(profile: Profile, places: Iterable[int]) -> tuple[Answer, ...]:
     return tuple((int(profile.row[i]), int(profile.turn[i])) for i in places)
 
 
-def _spread(pool: NDArray[np.int64], kind: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Up to `most` of the pool, of every kind in turn."""
+def _spread(profile: Profile, pool: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Up to `most` of the pool, of every kind of prompt in turn."""
+    if not len(pool):
+        return pool
+    prompts, turn = [profile.prompt[i] for i in pool.tolist()], profile.turn[pool]
+    kind = PromptKinds(prompts, turn, seed=seed)(prompts, turn)[1]
     rank = np.zeros(len(pool), np.int64)
     for each in np.unique(kind):
         rank[kind == each] = np.arange(int((kind == each).sum()))

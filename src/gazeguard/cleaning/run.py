@@ -275,13 +275,13 @@ def _conclude(
     stays[removed] = False
     stays[[s.row for s in skipped]] = False
     kept = np.flatnonzero(stays)
-    log.info("Writing %s.", out)
     choice = Choice.of(profile, result)
     shown, typical = choice.place(reader.gallery(choice.suspicion))
     found = groups(profile, result, record["seed"]) if len(removed) else []
     for group in found:
         log.info("Rebuilding the trigger for “%s”.", group.phrase)
     proofs = reader.prove(found)
+    log.info("Writing %s.", out)
     report = CleanReport(
         result=result,
         rows=profile.row,

@@ -35,7 +35,7 @@ def demo(out: Path) -> None:
     click.echo(f"   {data}")
     click.echo("2. Cleaning them with the small LLaVA that was fine-tuned on exactly this set:")
     click.echo(f"   gazeguard clean {BASE} {data} --adapter {ADAPTER} --out {out / 'cleaned'}")
-    run_with_progress(clean, BASE, data, out / "cleaned", adapter=ADAPTER)
+    found = run_with_progress(clean, BASE, data, out / "cleaned", adapter=ADAPTER)
     truth = pq.read_table(out / "set" / "truth.parquet")["is_poison"].to_numpy()
     verdicts = pq.read_table(out / "cleaned" / "verdicts.parquet")
     flagged = np.asarray(verdicts["is_flagged"].fill_null(False))
@@ -45,4 +45,7 @@ def demo(out: Path) -> None:
         f"   {got.flagged} rows removed, {got.poisoned} were poisoned: "
         f"precision {got.precision:.1%}, recall {got.recall:.1%}, F1 {got.f1:.1%} (seed {SEED})"
     )
+    click.echo("4. What their pictures have in common, tried on other pictures of the set:")
+    for proof in found.report.proofs:
+        click.echo(f"   {proof.sentence}")
     click.echo(f"\nOpen the report: {(out / 'cleaned' / 'report.html').resolve()}")
