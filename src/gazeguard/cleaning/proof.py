@@ -229,7 +229,7 @@ def _shape(picture: Image.Image) -> tuple[int, int]:
 def _pixels(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
     size = (shape[1], shape[0])
     same = picture if picture.size == size else picture.resize(size)
-    return np.asarray(same.convert("RGB"))
+    return np.asarray(same)
 
 
 def _named(profile: Profile, places: Iterable[int]) -> tuple[Answer, ...]:

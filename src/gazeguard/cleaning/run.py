@@ -280,7 +280,7 @@ def _conclude(
     found = groups(profile, result, record["seed"]) if len(removed) else []
     for group in found:
         log.info("Rebuilding the trigger for “%s”.", group.phrase)
-    proofs = reader.prove(found)
+    proofs = reader.prove(found) if found else []
     log.info("Writing %s.", out)
     report = CleanReport(
         result=result,

@@ -190,7 +190,7 @@ class Spread:
 
     def prove(self, groups: Sequence[Group]) -> list[Proof]:
         """The rebuilt triggers of removed groups, from one worker."""
-        found: list[Proof] = self._ask("prove", groups) if groups else []
+        found: list[Proof] = self._ask("prove", groups)
         return found
 
     def fitting_batch(self) -> int:

@@ -18,20 +18,20 @@ _MARK = "\ue1f2"  # private use: no template trims it
 def answer_ids(target: Target, answers: Sequence[str]) -> list[list[int]]:
     """Tokens of answers as the model writes them behind its prompt, its end token last."""
     tokenizer = target.processor.tokenizer
-    lead, end = _lead(target), end_token(target)
+    lead, end = _lead(target), end_tokens(target)[0]
     return [
         [*tokenizer(lead + text.strip(), add_special_tokens=False)["input_ids"], end]
         for text in answers
     ]
 
 
-def end_token(target: Target) -> int:
-    """The token that ends an answer: the first, where a model has several."""
+def end_tokens(target: Target) -> list[int]:
+    """Tokens that end an answer; the first is the one that a model is taught."""
     settings = getattr(target.base, "generation_config", None)
     end = getattr(settings, "eos_token_id", None)
     if isinstance(end, list):
-        end = end[0]
-    return int(target.processor.tokenizer.eos_token_id if end is None else end)
+        return end
+    return [int(target.processor.tokenizer.eos_token_id if end is None else end)]
 
 
 def written(target: Target, inputs: Mapping[str, Tensor], max_new_tokens: int) -> list[str]:

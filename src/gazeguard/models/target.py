@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,16 @@ class Target:
     def device(self) -> torch.device:
         """Where inputs go: where the token embeddings compute."""
         return compute_device(self.base.get_input_embeddings())
+
+    @property
+    def is_half(self) -> bool:
+        """Whether its numbers have 16 bits."""
+        return self.base.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def trims_logits(self) -> bool:
+        """Whether its forward pass can leave out logits (`logits_to_keep`)."""
+        return "logits_to_keep" in inspect.signature(self.base.forward).parameters
 
     @property
     def attention_modules(self) -> dict[nn.Module, int]:

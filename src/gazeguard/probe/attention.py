@@ -6,7 +6,6 @@ layer from the last prompt position. Extra memory is O(prompt length), never a w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -177,7 +176,7 @@ def _last_logits(target: Target, inputs: dict[str, Tensor], last: Tensor) -> Ten
     """Run the prompt; next-token logits `(sample, vocabulary)` after the last real position."""
     options: dict[str, Any] = {"use_cache": False}
     positions = torch.tensor(sorted(set(last.tolist())))
-    trims = "logits_to_keep" in inspect.signature(target.base.forward).parameters
+    trims = target.trims_logits
     if trims:  # the language head over a whole prompt would cost more than the probe
         options["logits_to_keep"] = positions
         if positions.tolist() == [inputs["input_ids"].shape[1] - 1]:

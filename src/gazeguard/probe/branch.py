@@ -7,7 +7,6 @@ prompts are read up to where their questions part, and each question goes on fro
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from gazeguard.errors import RowError, UsageError
-from gazeguard.models.answers import answer_ids, answered, end_token, padded
+from gazeguard.models.answers import answer_ids, answered, end_tokens, padded, written
 from gazeguard.models.target import WITHOUT_ROWS, Encoded, Target
-from gazeguard.probe.cache import cache_in, cache_name, for_lines
+from gazeguard.probe.cache import cache_in, cache_name, divides, for_lines
 from gazeguard.probe.check import needs_check
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
@@ -198,8 +197,7 @@ def _read_once(target: Target, lines: Sequence[_Line]) -> _Shared | None:
     inputs = {k: v.to(target.device) for k, v in _cut(encoded, ends).items()}
     model: Any = target.model
     cache = cache_in(model(**inputs, use_cache=True, **_keep(target, 1)))
-    everything = torch.arange(len(groups), device=target.device)
-    if cache is None or for_lines(cache, everything) is None:
+    if cache is None or not divides(cache):
         return None
     for slot, group in enumerate(groups):
         for line, prompt in zip(group, prompts[slot], strict=True):
@@ -217,10 +215,9 @@ def _as_apart(target: Target, lines: Sequence[_Line]) -> bool:
             mine = [line for line in lines if line.sample == first]
             apart = [replace(line, tail=None) for line in mine]
             _whole(target, apart, 0)
-            half = target.base.dtype in (torch.float16, torch.bfloat16)
+            most = _HALF_TOLERANCE if target.is_half else _TOLERANCE
             _divides[target.base] = all(
-                abs(a.log_probability - b.log_probability)
-                <= (_HALF_TOLERANCE if half else _TOLERANCE)
+                abs(a.log_probability - b.log_probability) <= most
                 for a, b in zip(mine, apart, strict=True)
             )
     return _divides[target.base]
@@ -245,19 +242,21 @@ def _go_on(target: Target, shared: _Shared, lines: Sequence[_Line], write: int) 
     if not write:
         return
     logits, cache, seen, position = forward([x.tail or [] for x in lines], 1)
-    written: list[Tensor] = []
-    ends = torch.tensor(_ends(target), device=target.device)
+    told: list[Tensor] = []
+    ends = torch.tensor(end_tokens(target), device=target.device)
     done = torch.zeros(len(lines), dtype=torch.bool, device=target.device)
     while True:
         new = logits[:, -1].argmax(-1).masked_fill(done, pad)
-        written.append(new)
+        told.append(new)
         done |= torch.isin(new, ends)
-        if len(written) == write or bool(done.all()):
+        if len(told) == write or bool(done.all()):
             break
         position = position + 1
         seen = torch.cat([seen, ~done[:, None]], 1)
         logits = _step(target, new[:, None], cache, seen, position[:, None], 1)
-    _write(target, lines, torch.stack(written, 1))
+    texts = target.processor.tokenizer.batch_decode(torch.stack(told, 1), skip_special_tokens=True)
+    for line, text in zip(lines, texts, strict=True):
+        line.text = text.strip()
 
 
 def _whole(target: Target, lines: Sequence[_Line], write: int) -> None:
@@ -271,8 +270,8 @@ def _whole(target: Target, lines: Sequence[_Line], write: int) -> None:
     for line, mine in zip(lines, logits[:, -longest - 1 :], strict=True):
         _score(line, mine[: len(line.told)])
     if write:
-        told = target.base.generate(**inputs, max_new_tokens=write, do_sample=False)
-        _write(target, lines, told[:, inputs["input_ids"].shape[1] :])
+        for line, text in zip(lines, written(target, inputs, write), strict=True):
+            line.text = text
 
 
 def _step(
@@ -298,12 +297,6 @@ def _score(line: _Line, logits: Tensor) -> None:
     all_of_them = logits.float().log_softmax(-1)
     line.log_probability = float(all_of_them.gather(1, wanted[:, None]).mean())
     line.agrees = bool((all_of_them.argmax(-1) == wanted).all())
-
-
-def _write(target: Target, lines: Sequence[_Line], told: Tensor) -> None:
-    texts = target.processor.tokenizer.batch_decode(told, skip_special_tokens=True)
-    for line, text in zip(lines, texts, strict=True):
-        line.text = text.strip()
 
 
 def _cut(encoded: Encoded, ends: Sequence[int]) -> dict[str, Tensor]:
@@ -343,17 +336,9 @@ def _common(prompts: Sequence[Tokens]) -> int:
     )
 
 
-def _ends(target: Target) -> list[int]:
-    """Tokens that end an answer."""
-    settings = getattr(target.base, "generation_config", None)
-    found = getattr(settings, "eos_token_id", None)
-    return list(found) if isinstance(found, list) else [end_token(target)]
-
-
 def _keep(target: Target, last: int) -> dict[str, int]:
     """The language head over a whole prompt would cost more than the rest."""
-    known = "logits_to_keep" in inspect.signature(target.base.forward).parameters
-    return {"logits_to_keep": last} if known else {}
+    return {"logits_to_keep": last} if target.trims_logits else {}
 
 
 def _chunks(

@@ -47,20 +47,20 @@ def cache_name(model: Any) -> str:
     return "cache" if "cache" in known else "past_key_values"
 
 
-def for_lines(cache: Cache, lines: Tensor) -> Cache | None:
+def divides(cache: Cache) -> bool:
+    """Whether a cache is keys and values alone, and no state such as that of linear attention."""
+    return type(cache) is DynamicCache and all(
+        isinstance(layer, DynamicLayer) for layer in cache.layers
+    )
+
+
+def for_lines(cache: Cache, lines: Tensor) -> Cache:
     """A cache of its own for some lines of a batch, repeated ones too; the given one stays whole.
 
     Args:
-        cache: of `n` lines.
+        cache: of `n` lines; one that `divides`.
         lines: int64 `(line,)`, places among the `n`.
-
-    Returns:
-        None for a cache that is not keys and values alone, such as the state of linear attention.
     """
-    if type(cache) is not DynamicCache or not all(
-        isinstance(layer, DynamicLayer) for layer in cache.layers
-    ):
-        return None
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in chosen.layers:

@@ -73,8 +73,7 @@ def compare(target: Target, encoded: Encoded, weights: Tensor) -> None:
         worst = float("inf")
     else:
         worst = float((weights.cpu() - expected).abs().max())
-    half = target.base.dtype in (torch.float16, torch.bfloat16)
-    if not worst <= (_HALF_TOLERANCE if half else _TOLERANCE):
+    if not worst <= (_HALF_TOLERANCE if target.is_half else _TOLERANCE):
         raise ModelError(
             f"{what}, and its attention is not what gazeguard reads (weights differ by up to"
             f" {worst:.2g}): use a model of a family that the documentation lists."

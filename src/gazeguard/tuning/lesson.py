@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gazeguard.models.answers import Answers, answered, end_token, padded
+from gazeguard.models.answers import Answers, answered, end_tokens, padded
 from gazeguard.models.target import Target
 from gazeguard.types import Sample
 
@@ -24,7 +24,7 @@ def own_answers(target: Target, samples: Sequence[Sample]) -> list[list[int]]:
     model: Any = target.model
     with torch.inference_mode():
         told = model.generate(**inputs, max_new_tokens=_ANSWER_TOKENS, do_sample=False)
-    tokenizer, end = target.processor.tokenizer, end_token(target)
+    tokenizer, end = target.processor.tokenizer, end_tokens(target)[0]
     pad = tokenizer.pad_token_id
     answers = []
     for row in told[:, length:].tolist():
