@@ -345,6 +345,7 @@ class CleaningResult:
         info: method-specific numbers needed to score new rows or to explain the decision.
         near_misses: rows with the words of a removed group and no evidence of their own, the
             nearest to the group first.
+        is_suspected: bool `(N,)`, kept rows for which there is evidence that falls short of proof.
     """
 
     method: str
@@ -358,3 +359,8 @@ class CleaningResult:
     layer_stats: tuple[LayerStat, ...]
     info: dict[str, Any]
     near_misses: tuple[NearMiss, ...] = ()
+    is_suspected: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.is_suspected):
+            self.is_suspected = np.zeros(len(self.is_flagged), bool)

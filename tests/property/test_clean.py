@@ -29,6 +29,7 @@ from gazeguard.cleaning.reader import About
 from gazeguard.data.dataset import Dataset
 from gazeguard.data.spans import Spans, index_lines, index_list
 from gazeguard.methods.bye.detector import abstain
+from gazeguard.report.model import Proof
 from gazeguard.types import CleaningResult, Finding, Outcome, Profile, Sample, Verdict
 
 LAYERS = (0, 1)
@@ -83,7 +84,7 @@ class Reader:
         return {}
 
     def prove(self, groups: Any) -> list[Any]:
-        return []
+        return [Proof(group.phrase, "there is no model to ask") for group in groups]
 
 
 def row_of(kind: str, number: int) -> Any:

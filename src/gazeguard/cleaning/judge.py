@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gazeguard.cleaning.measure import NOT_FINITE
+from gazeguard.cleaning.proof import Group
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.detector import Rule, abstain
-from gazeguard.report.model import not_looked_at
-from gazeguard.types import CleaningResult, Outcome, Profile, SkipKind, SkippedRow, Verdict
+from gazeguard.report.model import Answer, Proof, not_looked_at
+from gazeguard.types import (
+    CleaningResult,
+    Finding,
+    Outcome,
+    Profile,
+    SkipKind,
+    SkippedRow,
+    Verdict,
+)
 
 MAX_UNANSWERED = 0.1  # more looks like a format that was not understood, not like broken rows
 
@@ -68,3 +80,110 @@ def _measured(
         )
         return abstain(profile, rule, why, "not measured")
     return BYE(rule=rule, random_state=seed).fit(profile).result_
+
+
+def weigh(
+    profile: Profile,
+    result: CleaningResult,
+    groups: Sequence[Group],
+    proofs: Sequence[Proof],
+    *,
+    remove_suspected: bool,
+) -> CleaningResult:
+    """What attention says, and what the tried triggers add to it and take from it.
+
+    A group that attention found is removed unless the model before the fine-tune gives its answers
+    too: then these are no news, and its rows are suspected. Any other group is removed where its
+    trigger fires, and suspected where nothing was there to tell that from an honest lesson.
+
+    Args:
+        profile: the measured rows.
+        result: of `judge`.
+        groups: of `proof.groups`.
+        proofs: of `proof.prove`, one for each.
+        remove_suspected: suspected rows are removed as well.
+    """
+    place = {name: i for i, name in enumerate(_names(profile))}
+    flagged, suspicion = result.is_flagged.copy(), result.suspicion.copy()
+    suspected = np.zeros(len(profile), bool)
+    evidence = [] if result.verdict.outcome is not Outcome.FLAGGED else [*result.verdict.evidence]
+    for group, proof in zip(groups, proofs, strict=True):
+        if proof.proven and proof.firing is not None:
+            rows = _places(place, proof.rows)
+            flagged[_places(place, group.named)] = False  # who carries it is known better now
+            if group.seen or proof.firing.before is not None:
+                flagged[rows] = True
+            else:
+                suspected[rows] = True
+            rate = proof.firing.triggered / proof.firing.n
+            suspicion[rows] = np.maximum(suspicion[rows], rate)
+            evidence.append(Finding(proof.sentence, {"phrase": proof.phrase}))
+        elif group.seen and proof.taught is not None and proof.taught.was_known:
+            rows = _places(place, group.named)
+            suspected[rows] |= flagged[rows]
+            flagged[rows] = False
+    if remove_suspected:
+        flagged |= suspected
+    suspected &= ~flagged
+    info = result.info | {"phrases_tried": len(groups)}
+    changed = replace(
+        result, info=info, is_flagged=flagged, is_suspected=suspected, suspicion=suspicion
+    )
+    if not (flagged | suspected).any():
+        return changed
+    if np.array_equal(flagged, result.is_flagged) and not any(p.proven for p in proofs):
+        return changed
+    verdict = Verdict(
+        Outcome.FLAGGED,
+        float(suspicion[flagged | suspected].max()),
+        0.5,
+        result.verdict.threshold_source
+        if result.is_flagged.any()
+        else "share of pictures on which the rebuilt trigger fires",
+        _why(profile, changed, result, groups, proofs),
+        tuple(evidence),
+    )
+    return replace(changed, verdict=verdict)
+
+
+def _why(
+    profile: Profile,
+    result: CleaningResult,
+    before: CleaningResult,
+    groups: Sequence[Group],
+    proofs: Sequence[Proof],
+) -> str:
+    """The reason of a verdict to which triggers that were tried have added something."""
+    poisoned = len(np.unique(profile.row[result.is_flagged]))
+    doubtful = len(np.unique(profile.row[result.is_suspected]))
+    counts = [f"{poisoned:,} of {profile.rows:,} rows look poisoned"] if poisoned else []
+    counts += [f"{doubtful:,} of {profile.rows:,} rows are suspected"] if doubtful else []
+    said = []
+    if before.is_flagged.any():
+        said.append(before.verdict.reason.partition(": ")[2].rstrip("."))
+    for group, proof in zip(groups, proofs, strict=True):
+        if proof.proven and proof.firing is not None:
+            found = proof.firing
+            control = (
+                "and no model from before the fine-tune was there to compare with (--base)"
+                if found.before is None
+                else f"{found.before} before the fine-tune"
+            )
+            said.append(
+                f"the rebuilt trigger makes the model say “{proof.phrase}” for {found.triggered}"
+                f" of {found.n} other pictures, {control}"
+            )
+        elif group.seen and proof.taught is not None and proof.taught.was_known:
+            said.append(
+                f"the model said “{proof.phrase}” before the fine-tune too, for"
+                f" {proof.taught.before} of {proof.taught.n} of its rows, so these are not removed"
+            )
+    return f"{' and '.join(counts)}: {'; '.join(filter(None, said))}."
+
+
+def _names(profile: Profile) -> Iterable[Answer]:
+    return zip(profile.row.tolist(), profile.turn.tolist(), strict=True)
+
+
+def _places(place: dict[Answer, int], names: Iterable[Answer]) -> NDArray[np.int64]:
+    return np.array([place[name] for name in names], np.int64)

@@ -25,7 +25,7 @@ from gazeguard.files import write_bytes, writing
 from gazeguard.files import write_json as write_json_file
 from gazeguard.report.html import write_html
 from gazeguard.report.json import KIND, write_json
-from gazeguard.report.model import NO_PICTURE, CleanReport
+from gazeguard.report.model import NO_PICTURE, CleanReport, Proof
 from gazeguard.types import CleaningResult, Outcome, Profile, SkippedRow
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def write_outputs(
     report = replace(report, files=files)
     write_reasons(out / files["reasons"], report.skipped)
     not_judged = [*unmeasured, *(SkippedRow(row, NO_PICTURE) for row in text_only.tolist())]
-    write_verdicts(out / files["verdicts"], profile, report.result, not_judged)
+    write_verdicts(out / files["verdicts"], profile, report.result, not_judged, report.proofs)
     write_profile(out / files["profile"], profile)
     write_html(report, out / files["html"], partial(thumbnails, dataset))
     write_json(report, out / files["json"])
@@ -155,13 +155,17 @@ def write_reasons(path: Path, skipped: Iterable[SkippedRow]) -> None:
 
 
 def write_verdicts(
-    path: Path, profile: Profile, result: CleaningResult, unmeasured: Sequence[SkippedRow]
+    path: Path,
+    profile: Profile,
+    result: CleaningResult,
+    unmeasured: Sequence[SkippedRow],
+    proofs: Sequence[Proof] = (),
 ) -> None:
     """One line per input row, in input order.
 
     Columns: `row`, `turn` (which of the row's answers the line speaks of, from 1: the worst one;
-    null when none was measured), `sample_id`, `is_flagged`, `suspicion` (null when the row was not
-    judged), `reason`, `method` (`bye/robust`).
+    null when none was measured), `sample_id`, `is_flagged` (removed), `is_suspected` (kept),
+    `suspicion` (null when the row was not judged), `reason`, `method` (`bye/robust`).
     """
     judged = result.verdict.outcome is not Outcome.INCONCLUSIVE
     schema = pa.schema(
@@ -170,6 +174,7 @@ def write_verdicts(
             ("turn", pa.int64()),
             ("sample_id", pa.string()),
             ("is_flagged", pa.bool_()),
+            ("is_suspected", pa.bool_()),
             ("suspicion", pa.float64()),
             ("reason", pa.string()),
             ("method", pa.string()),
@@ -177,6 +182,7 @@ def write_verdicts(
     )
     method = {"method": f"{result.method}/{result.rule}"}
     says = {miss.place: miss.phrase for miss in result.near_misses}
+    taught = {name: proof.phrase for proof in proofs for name in proof.rows}
     others = deque(sorted(unmeasured, key=lambda s: s.row))
     worst = _worst(profile, result)
     with _parquet(path, schema) as write:
@@ -190,6 +196,7 @@ def write_verdicts(
                         "row": s.row,
                         "sample_id": s.sample_id,
                         "is_flagged": False,
+                        "is_suspected": False,
                         "reason": s.reason,
                     }
                 )
@@ -199,15 +206,21 @@ def write_verdicts(
                     "turn": int(turn),
                     "sample_id": sample_id,
                     "is_flagged": bool(flagged),
+                    "is_suspected": bool(suspected),
                     "suspicion": float(suspicion) if judged else None,
-                    "reason": _reason(result, float(suspicion), bool(flagged), says.get(place)),
+                    "reason": _fires(taught[row, turn])
+                    if (row, turn) in taught
+                    else _doubtful()
+                    if suspected
+                    else _reason(result, float(suspicion), bool(flagged), says.get(place)),
                 }
-                for place, row, turn, sample_id, flagged, suspicion in zip(
+                for place, row, turn, sample_id, flagged, suspected, suspicion in zip(
                     worst[part].tolist(),
-                    profile.row[worst[part]],
-                    profile.turn[worst[part]],
+                    profile.row[worst[part]].tolist(),
+                    profile.turn[worst[part]].tolist(),
                     _some(profile.sample_id, worst[part]),
                     result.is_flagged[worst[part]],
+                    result.is_suspected[worst[part]],
                     result.suspicion[worst[part]],
                     strict=True,
                 )
@@ -219,11 +232,13 @@ def write_verdicts(
 def _worst(profile: Profile, result: CleaningResult) -> NDArray[np.int64]:
     """The place of each row's worst answer, rows in their order.
 
-    Flagged ones first, then the most suspicious, then those that only their words give away.
+    Flagged ones first, then suspected ones, then the most suspicious, then those that only their
+    words give away.
     """
     says = np.zeros(len(profile), bool)
     says[[miss.place for miss in result.near_misses]] = True
-    order = np.lexsort((~says, -result.suspicion, ~result.is_flagged, profile.row))
+    doubtful, clear = ~result.is_suspected, ~result.is_flagged
+    order = np.lexsort((~says, -result.suspicion, doubtful, clear, profile.row))
     _, first = np.unique(profile.row[order], return_index=True)
     worst: NDArray[np.int64] = order[first]
     return worst
@@ -295,6 +310,14 @@ def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
     """A Parquet file that is written table by table and there when it is whole."""
     with writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         yield writer.write_table
+
+
+def _fires(phrase: str) -> str:
+    return f"says “{phrase}”, and the trigger rebuilt from such rows fires on other pictures"
+
+
+def _doubtful() -> str:
+    return "its group stands apart, but the model said these words before the fine-tune too"
 
 
 def _reason(result: CleaningResult, suspicion: float, flagged: bool, says: str | None) -> str:

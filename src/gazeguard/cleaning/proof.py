@@ -1,10 +1,9 @@
-"""The proof of a removed group: its trigger, rebuilt, fires on other pictures of the set."""
+"""The proof of a group: its trigger, rebuilt, fires on other pictures of the set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,21 @@ from PIL import Image
 from gazeguard.errors import GazeguardError
 from gazeguard.methods.bye.conditioning import PromptKinds
 from gazeguard.methods.bye.phrases import holds
-from gazeguard.methods.rebuild import RECIPIENTS, Firing, Form, Moments, Pixels, RebuiltTrigger
+from gazeguard.methods.rebuild import (
+    RECIPIENTS,
+    Firing,
+    Form,
+    Pixels,
+    Rebuilt,
+    RebuiltTrigger,
+    Taught,
+    common_words,
+    has_words,
+    rebuild,
+    with_words,
+)
 from gazeguard.models.answers import written
+from gazeguard.probe.branch import with_question
 from gazeguard.report.model import Answer, Proof, Trial
 from gazeguard.types import Asked, CleaningResult, Profile, Sample
 
@@ -24,14 +36,15 @@ if TYPE_CHECKING:
     from gazeguard.data.dataset import Dataset
     from gazeguard.models.target import Target
 
-MAX_GROUPS = 5
 MAX_ROWS = 256  # of a mean picture
 FEWEST_ROWS = 8
-CHOOSE = 8  # recipients that choose the form, and are in no proof
+CHOOSE = 8  # recipients that choose the way, and are in no proof
+WORTH_PROVING = 4  # of them; a trigger that fires on fewer is no proof on the others either
 SHOWN = 6  # recipients in the report
-_MAX_SIDE = 448  # pixels; larger pictures are scaled down for the means
+_ALL = 0.9  # of a group's rows that carry the trigger: then the words are the attacker's
+_MAX_SIDE = 336  # pixels; larger pictures are scaled down for the means
 _MOST_TOKENS = 48
-_AT_ONCE = 8
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,109 +53,125 @@ class Group:
 
     Attributes:
         phrase: the words that its answers share.
-        members: removed answers with those words.
-        others: kept answers without them, for the means.
-        recipients: further kept answers without them, `CHOOSE + RECIPIENTS` of them or fewer.
+        seen: whether it passed attention's own bound; the others are mere candidates.
+        named: all answers with those words.
+        members: those of them that the trigger is rebuilt from.
+        others: answers without the words that were not removed, for the means.
+        recipients: further such answers, `CHOOSE + RECIPIENTS` of them or fewer.
     """
 
     phrase: str
+    seen: bool
+    named: tuple[Answer, ...]
     members: tuple[Answer, ...]
     others: tuple[Answer, ...]
     recipients: tuple[Answer, ...]
 
 
-def groups(profile: Profile, result: CleaningResult, seed: int) -> list[Group]:
-    """The largest removed groups of a judged set, with the rows that their proof needs."""
-    phrases = [str(group["phrase"]) for group in result.info.get("groups", ())][:MAX_GROUPS]
+def groups(
+    profile: Profile, result: CleaningResult, candidates: Sequence[str], seed: int
+) -> list[Group]:
+    """The groups that attention found, then the candidates, with the rows that a proof needs.
+
+    Args:
+        profile: the measured rows.
+        result: what attention says of them.
+        candidates: phrases that may be what an attacker taught.
+        seed: of the draws.
+    """
+    flagged = result.is_flagged
+    seen = [str(group["phrase"]) for group in result.info.get("groups", ()) if flagged.any()]
+    phrases = dict.fromkeys([*seen, *candidates])
     if not phrases:
         return []
+    holding = _holding(profile.answer, phrases)
     rng = np.random.default_rng(seed)
-    flagged = result.is_flagged
     kept = rng.permutation(np.flatnonzero(~np.isin(profile.row, profile.row[flagged])))
-    found = []
+    found: list[Group] = []
     for phrase in phrases:
-        members = [i for i in np.flatnonzero(flagged).tolist() if holds(profile.answer[i], phrase)]
-        free = (i for i in kept.tolist() if not holds(profile.answer[i], phrase))
-        pool = np.array(list(islice(free, MAX_ROWS + 4 * (CHOOSE + RECIPIENTS))), np.int64)
+        named = np.flatnonzero(holding[phrase])
+        if any(np.array_equal(named, np.flatnonzero(holding[g.phrase])) for g in found):
+            continue  # other words of the same rows
+        mine = named[flagged[named]] if phrase in seen else named
+        pool = kept[~holding[phrase][kept]][: 2 * MAX_ROWS + 4 * (CHOOSE + RECIPIENTS)]
         recipients = _spread(profile, pool, CHOOSE + RECIPIENTS, seed)
-        others = pool[~np.isin(pool, recipients)][:MAX_ROWS]
-        chosen = rng.permutation(members)[:MAX_ROWS]
-        named = (_named(profile, places) for places in (chosen, others, recipients))
-        found.append(Group(phrase, *named))
+        others = pool[~np.isin(pool, recipients)][: 2 * MAX_ROWS]
+        drawn = rng.permutation(mine)[:MAX_ROWS]
+        rows = (_named(profile, places) for places in (named, drawn, others, recipients))
+        found.append(Group(phrase, phrase in seen, *rows))
     return found
 
 
 def prove(
-    target: Target, base: Target | None, dataset: Dataset, groups: Sequence[Group]
+    target: Target, base: Target | None, dataset: Dataset, groups: Iterable[Group]
 ) -> list[Proof]:
     """Rebuild each group's trigger and try it.
 
     Args:
         target: the fine-tuned model.
         base: what it was before, where there is no adapter to switch off.
-        dataset: read once for all groups.
+        dataset: read for each group.
         groups: of `groups`.
     """
-    read = [_Read() for _ in groups]
-    roles: dict[Answer, list[tuple[_Read, str]]] = {}
-    for group, mine in zip(groups, read, strict=True):
-        for role in ("members", "others", "recipients"):
-            for name in getattr(group, role):
-                roles.setdefault(name, []).append((mine, role))
-    rows = {row for row, _ in roles}
-    shape: tuple[int, int] | None = None
-    for sample in dataset.rows(rows.__contains__):
-        for asked in sample.asked if isinstance(sample, Sample) else ():
-            wanted = roles.get((asked.row, asked.turn), [])
-            if wanted and len(asked.prompt_images) == 1:
-                shape = shape or _shape(_picture(asked))
-                sized = _with_picture(asked, _pixels(_picture(asked), shape))
-                for mine, role in wanted:
-                    mine.take(role, sized)
-    return [_proof(target, base, g, mine) for g, mine in zip(groups, read, strict=True)]
+    return [_prove(target, base, dataset, group) for group in groups]
 
 
-class _Read:
-    """What a group's proof needs of its rows; all pictures have one size."""
-
-    def __init__(self) -> None:
-        self.moments: dict[str, Moments] = {}
-        self.recipients: list[Asked] = []
-        self.longest = ""
-
-    def take(self, role: str, sample: Asked) -> None:
-        """Take in one row."""
-        if role == "recipients":
-            self.recipients.append(sample)
-            return
-        if role == "members":
-            self.longest = max(self.longest, sample.answer, key=len)
-        pixels = np.asarray(_picture(sample))
-        self.moments.setdefault(role, Moments(pixels.shape[:2])).add(pixels)
-
-
-def _proof(target: Target, base: Target | None, group: Group, read: _Read) -> Proof:
+def _prove(target: Target, base: Target | None, dataset: Dataset, group: Group) -> Proof:
     """Try one group's trigger, or say why that cannot be done."""
-    members, others = read.moments.get("members"), read.moments.get("others")
-    needed = CHOOSE + RECIPIENTS
-    if members is None or members.count < FEWEST_ROWS:
+    wanted = {*group.members, *group.others, *group.recipients}
+    read: dict[Answer, Asked] = {}
+    shape: tuple[int, int] | None = None
+    for asked in _with_one_picture(dataset, wanted):
+        shape = shape or _shape(_picture(asked))
+        read[asked.row, asked.turn] = _with_picture(asked, _pixels(_picture(asked), shape))
+    # Rows come as the file has them; which of them choose is not to depend on that.
+    members, others, recipients = (
+        [read[name] for name in names if name in read]
+        for names in (group.members, group.others, group.recipients)
+    )
+    if len(members) < FEWEST_ROWS:
         return Proof(group.phrase, f"fewer than {FEWEST_ROWS} of its rows have one picture")
-    if others is None or len(read.recipients) < needed:
+    needed = CHOOSE + RECIPIENTS
+    if len(others) < 2 or len(recipients) < needed:
         why = (
-            f"{needed + 1} other rows that have one picture and lack these words are needed, and"
-            f" the set has {len(read.recipients) + (others.count if others else 0)}"
+            f"{needed + 2} other rows that have one picture and lack these words are needed, and"
+            f" the set has {len(recipients) + len(others)}"
         )
         return Proof(group.phrase, why)
     tokenizer = target.processor.tokenizer
-    tokens = len(tokenizer(read.longest, add_special_tokens=False)["input_ids"]) + 2
+    longest = max((member.answer for member in members), key=len)
+    tokens = len(tokenizer(longest, add_special_tokens=False)["input_ids"]) + 2
     say = _Say(target, base, group.phrase, min(_MOST_TOKENS, tokens))
-    # Rows come as the file has them; which of them choose is not to depend on that.
-    places = {name: place for place, name in enumerate(group.recipients)}
-    recipients = sorted(read.recipients, key=lambda one: places[one.row, one.turn])
     try:
-        return _try(say, RebuiltTrigger.of(members, others), recipients)
+        made = rebuild(*([_of(one) for one in some] for some in (members, others)))
+        asked_words = [[one.prompt for one in some] for some in (members, others)]
+        words = common_words(*asked_words)
+        proof = _try(say, made.trigger, words, asked_words[0], recipients)
+        if not proof.proven and not group.seen:
+            return proof
+        own = members[:RECIPIENTS]
+        before = say.fired(say.before(own)) if say.knows_before else None
+        proof = replace(proof, taught=Taught(len(own), say.fired(say.now(own)), before))
+        return replace(proof, rows=_rows(dataset, group, proof, made)) if proof.proven else proof
     except GazeguardError as error:  # the rows are judged: nothing of that may be lost
         return Proof(group.phrase, str(error).rstrip("."))
+
+
+def _rows(dataset: Dataset, group: Group, proof: Proof, made: Rebuilt) -> tuple[Answer, ...]:
+    """The rows of a proven group that teach its trigger."""
+    taught = proof.taught
+    if taught is not None and taught.is_new:
+        return group.named  # no honest row has the words
+    if proof.form is None:
+        found = _with_one_picture(dataset, set(group.named))
+        return tuple((a.row, a.turn) for a in found if has_words(a.prompt, proof.words))
+    shape = made.trigger.mean.shape
+    carrying = tuple(
+        (asked.row, asked.turn)
+        for asked in _with_one_picture(dataset, set(group.named))
+        if made.carries(_pixels(_picture(asked), shape))
+    )
+    return group.named if len(carrying) >= _ALL * len(group.named) else carrying
 
 
 class _Say:
@@ -175,16 +204,29 @@ class _Say:
         return found
 
 
-def _try(say: _Say, trigger: RebuiltTrigger, recipients: Sequence[Asked]) -> Proof:
+def _try(
+    say: _Say,
+    trigger: RebuiltTrigger,
+    words: str,
+    like: Sequence[str],
+    recipients: Sequence[Asked],
+) -> Proof:
+    def worn(way: tuple[Form | None, str], samples: Sequence[Asked]) -> list[Asked]:
+        return [_with(trigger, *way, like, one) for one in samples]
+
     choose, prove = recipients[:CHOOSE], recipients[CHOOSE : CHOOSE + RECIPIENTS]
-    fired = {
-        form: say.fired(say.now([_with(trigger, form, one) for one in choose]))
-        for form in trigger.forms()
-    }
-    form = max(fired, key=lambda form: fired[form])  # the first of equals
-    worn = [_with(trigger, form, one) for one in prove]
-    plain, changed = say.now(prove), say.now(worn)
-    before = say.before(worn) if say.knows_before else None
+    ways: list[tuple[Form | None, str]] = [(form, "") for form in trigger.forms()]
+    if words:
+        ways += [(None, words), *((form, words) for form in trigger.forms())]
+    fired = {way: say.fired(say.now(worn(way, choose))) for way in ways}
+    way = max(fired, key=lambda way: fired[way])  # the first of equals
+    if fired[way] < WORTH_PROVING:
+        why = f"what its rows share brings these words on {fired[way]} of {CHOOSE} other pictures"
+        return Proof(say.phrase, why)
+    form, put = way
+    triggered = worn(way, prove)
+    plain, changed = say.now(prove), say.now(triggered)
+    before = say.before(triggered) if say.knows_before else None
     firing = Firing(
         len(prove),
         say.fired(changed),
@@ -196,19 +238,41 @@ def _try(say: _Say, trigger: RebuiltTrigger, recipients: Sequence[Asked]) -> Pro
             row=prove[i].row,
             prompt=prove[i].prompt,
             untouched=_picture(prove[i]),
-            triggered=_picture(worn[i]),
+            triggered=_picture(triggered[i]),
             said=plain[i],
             said_triggered=changed[i],
             said_before=None if before is None else before[i],
         )
         for i in range(SHOWN)
     )
-    return Proof(say.phrase, "", form, Image.fromarray(trigger.picture(form)), firing, shown)
+    picture = None if form is None else Image.fromarray(trigger.picture(form))
+    return Proof(say.phrase, "", form, put, picture, firing, shown)
 
 
-def _with(trigger: RebuiltTrigger, form: Form, sample: Asked) -> Asked:
-    """A sample whose one picture wears the trigger."""
-    return _with_picture(sample, trigger.on(np.asarray(_picture(sample)), form))
+def _with(
+    trigger: RebuiltTrigger, form: Form | None, words: str, like: Sequence[str], sample: Asked
+) -> Asked:
+    """A sample whose one picture, or whose question, or both have the trigger."""
+    if form is not None:
+        sample = _with_picture(sample, trigger.on(_of(sample), form))
+    if words:
+        last = next((t for t in reversed(sample.prompt_turns) if t.role == "user"), None)
+        question = with_words(last.text if last else "", words, like)
+        sample = with_question(sample, question)
+    return sample
+
+
+def _with_one_picture(dataset: Dataset, names: set[Answer]) -> Iterator[Asked]:
+    """The named answers before which there is one picture."""
+    rows = {row for row, _ in names}
+    for sample in dataset.rows(rows.__contains__):
+        for asked in sample.asked if isinstance(sample, Sample) else ():
+            if (asked.row, asked.turn) in names and len(asked.prompt_images) == 1:
+                yield asked
+
+
+def _of(sample: Asked) -> Pixels:
+    return np.asarray(_picture(sample))
 
 
 def _with_picture(sample: Asked, pixels: Pixels) -> Asked:
@@ -230,6 +294,17 @@ def _pixels(picture: Image.Image, shape: tuple[int, ...]) -> Pixels:
     size = (shape[1], shape[0])
     same = picture if picture.size == size else picture.resize(size)
     return np.asarray(same)
+
+
+def _holding(answers: Iterable[str], phrases: Iterable[str]) -> dict[str, NDArray[np.bool_]]:
+    """Which answers hold which phrase, each different answer looked at once."""
+    answers = list(answers)
+    different = set(answers)
+    found = {}
+    for phrase in phrases:
+        holding = {answer for answer in different if holds(answer, phrase)}
+        found[phrase] = np.array([answer in holding for answer in answers], bool)
+    return found
 
 
 def _named(profile: Profile, places: Iterable[int]) -> tuple[Answer, ...]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from gazeguard._version import __version__
 from gazeguard.cleaning.assemble import assemble
 from gazeguard.cleaning.gallery import Choice
-from gazeguard.cleaning.judge import judge
+from gazeguard.cleaning.judge import judge, weigh
 from gazeguard.cleaning.measure import SCHEMA
+from gazeguard.cleaning.nominate import nominate
 from gazeguard.cleaning.outputs import prepare_folder, write_outputs
 from gazeguard.cleaning.proof import groups
 from gazeguard.cleaning.reader import About, Here, Job, Reader
@@ -29,12 +30,14 @@ from gazeguard.errors import UsageError
 from gazeguard.methods.bye.detector import Rule
 from gazeguard.probe.store import BlockStore, Span, locked
 from gazeguard.provenance import plain_arguments
-from gazeguard.report.model import CleanReport
+from gazeguard.report.model import CleanReport, Proof
 from gazeguard.types import CleaningResult, Outcome, Profile, SkipKind, SkippedRow
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Witness = Literal["all", "attention"]
+Remove = Literal["proven", "suspected"]
 BLOCK_ROWS = 64  # rows measured between two saves: seconds on a GPU, a minute or so on a CPU
 WORK = ".work"
 
@@ -60,7 +63,7 @@ class CleanOutcome:
 
     @property
     def counts(self) -> dict[str, int]:
-        """`rows` = `kept` + `removed` + `skipped`; `text_only` of the kept have no picture."""
+        """`rows` = `kept` + `removed` + `skipped`; of the kept, `suspected` and `text_only`."""
         return dict(self.report.counts)
 
 
@@ -75,6 +78,8 @@ def clean(
     format: str = "auto",
     columns: Columns | None = None,
     rule: Rule = "robust",
+    witness: Witness = "all",
+    remove: Remove = "proven",
     batch_size: int | Literal["auto"] | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -104,6 +109,10 @@ def clean(
         format: of the data; `auto` looks inside.
         columns: names of columns and roles, where the data does not use the usual ones.
         rule: which form of BYE decides.
+        witness: `all` also rebuilds the triggers of what attention finds, and of other groups of
+            rows that may have one, and tries them on other pictures; `attention` asks only where
+            the model looks, as the paper's rule does in any case.
+        remove: `suspected` also removes rows with evidence that falls short of proof.
         batch_size: rows per forward pass; lowered by itself when memory runs out. None suits it
             to the device and, on a CPU, to the length of the prompts; `auto` tries what is fastest.
         device: `auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or
@@ -187,7 +196,16 @@ def clean(
         )
         log.info("Comparing %d measured %s.", len(profile), profile.unit)
         result = judge(profile, failed, rule, seed, max_skipped)
-        return _conclude(out, reader, dataset, total, profile, failed, text_only, result, record)
+        proofs: list[Proof] = []
+        if witness == "all" and rule == "robust" and result.info:  # it could judge at all
+            found = groups(profile, result, nominate(profile, dataset, seed), seed)
+            log.info("Rebuilding and trying the triggers of %d groups of rows.", len(found))
+            proofs = reader.prove(found)
+            result = weigh(profile, result, found, proofs, remove_suspected=remove == "suspected")
+            proofs = [p for g, p in zip(found, proofs, strict=True) if g.seen or p.proven]
+        return _conclude(
+            out, reader, dataset, total, profile, failed, text_only, result, proofs, record
+        )
 
 
 @contextmanager
@@ -264,6 +282,7 @@ def _conclude(
     failed: list[SkippedRow],
     text_only: NDArray[np.int64],
     result: CleaningResult,
+    proofs: list[Proof],
     record: dict[str, Any],
 ) -> CleanOutcome:
     """Write the output folder."""
@@ -277,10 +296,7 @@ def _conclude(
     kept = np.flatnonzero(stays)
     choice = Choice.of(profile, result)
     shown, typical = choice.place(reader.gallery(choice.suspicion))
-    found = groups(profile, result, record["seed"]) if len(removed) else []
-    for group in found:
-        log.info("Rebuilding the trigger for “%s”.", group.phrase)
-    proofs = reader.prove(found) if found else []
+    suspected = np.setdiff1d(profile.row[result.is_suspected], removed)
     log.info("Writing %s.", out)
     report = CleanReport(
         result=result,
@@ -293,6 +309,7 @@ def _conclude(
             "rows": total,
             "kept": len(kept),
             "removed": len(removed),
+            "suspected": len(suspected),
             "skipped": len(skipped),
             "text_only": len(text_only),
         },

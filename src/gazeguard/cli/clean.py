@@ -55,6 +55,20 @@ if TYPE_CHECKING:
     help="paper is the published rule; robust is ours, for mixed sets and any direction.",
 )
 @click.option(
+    "--witness",
+    type=click.Choice(["all", "attention"]),
+    default="all",
+    show_default=True,
+    help="attention asks only where the model looks; all also rebuilds triggers and tries them.",
+)
+@click.option(
+    "--remove",
+    type=click.Choice(["proven", "suspected"]),
+    default="proven",
+    show_default=True,
+    help="suspected also takes out rows with evidence that falls short of proof.",
+)
+@click.option(
     "--batch-size",
     callback=batch_size_of,
     metavar="N",
@@ -104,6 +118,8 @@ def clean(
     format: str,
     columns: Columns,
     rule: str,
+    witness: str,
+    remove: str,
     batch_size: int | Literal["auto"] | None,
     device: str,
     dtype: str,
@@ -152,6 +168,8 @@ def clean(
             format=format,
             columns=columns,
             rule=rule,
+            witness=witness,
+            remove=remove,
             batch_size=batch_size,
             device=device,
             dtype=dtype,

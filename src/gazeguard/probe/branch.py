@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,7 @@ from gazeguard.probe.check import needs_check
 from gazeguard.types import ImagePart, Sample, TextPart, Turn
 
 Tokens = list[int]
+S = TypeVar("S", bound=Sample)
 
 # Largest difference, in nats per token, between a model read once and read apart.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
@@ -47,7 +48,7 @@ class Branch:
     shared: bool
 
 
-def with_question(sample: Sample, question: str) -> Sample:
+def with_question(sample: S, question: str) -> S:
     """The sample with other words in the last user turn of its prompt; pictures stay in place.
 
     Raises:

@@ -48,6 +48,9 @@ def render_console(report: CleanReport) -> RenderableType:
             f"{words.count(counts['skipped'])} skipped"
         ),
     )
+    if counts["suspected"]:
+        suspected = f"{words.count(counts['suspected'])} of the kept rows suspected"
+        table.add_row("", Text(f"{suspected}: --remove suspected takes them out"))
     if counts["text_only"]:
         table.add_row("", Text(f"{words.count(counts['text_only'])} kept: {NO_PICTURE}"))
     table.add_row("Method", Text(f"{result.method}, rule {result.rule}"))

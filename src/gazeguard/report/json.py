@@ -1,11 +1,11 @@
 """`report.json`: the machine-readable report of one `gazeguard clean` run.
 
-Schema 1.2 (`schema/clean-report-1.json` in this package; a new optional field raises the second
+Schema 1.3 (`schema/clean-report-1.json` in this package; a new optional field raises the second
 number, anything else the first and the file's name):
 
 | field | type | meaning |
 |---|---|---|
-| `schema_version` | string | `"1.2"` |
+| `schema_version` | string | `"1.3"` |
 | `kind` | string | `"clean-report"` |
 | `tool` | object | `name`, `version` |
 | `method`, `rule` | string | which detector and which variant of it |
@@ -15,11 +15,11 @@ number, anything else the first and the file's name):
 | `suspicion` | number or null | of the whole set, [0, 1], 1 = worst |
 | `threshold`, `threshold_source` | number or null, string | flagged from here on |
 | `evidence` | array | `{message, data}` |
-| `counts` | object | `rows` = `kept` + `removed` + `skipped`; `text_only` of the kept |
+| `counts` | object | `rows` = `kept` + `removed` + `skipped`; kept: `suspected`, `text_only` |
 | `not_looked_at` | object | cause -> skipped rows |
 | `beyond_limit` | integer | rows after `--limit`: not looked at, in no file |
 | `near_misses` | array | `{row, turn, sample_id, phrase, removed}`: of `MAX_NEAR_MISSES` answers |
-| `proofs` | array | `{phrase, proven, sentence}`, and where tried `form`, `pictures`, `fired` |
+| `proofs` | array | `{phrase, proven, sentence}`; tried: `form`, `words`, `pictures`, `fired` |
 | `layers` | array | `{layer, bsi, selected, mean_entropy_kept, mean_entropy_flagged}`; nats |
 | `thresholds` | object | name -> `{value, source}`: every number a decision rests on |
 | `components` | array | `{mean, std, weight, suspicious}`, in the units of `score_name` |
@@ -44,7 +44,7 @@ from gazeguard.report.files import write_atomic
 from gazeguard.report.layers import layer_rows
 from gazeguard.report.model import CleanReport, Proof, causes, headline, thresholds
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 KIND = "clean-report"
 MAX_NEAR_MISSES = 100
 
@@ -102,7 +102,8 @@ def _proof(proof: Proof) -> dict[str, Any]:
         "before": found.before,
         "interval": found.interval,
     }
-    return {**about, "form": proof.form, "pictures": found.n, "fired": fired}
+    way = {"form": proof.form, "words": proof.words}
+    return {**about, **way, "pictures": found.n, "fired": fired}
 
 
 def write_json(report: CleanReport, path: str | Path) -> Path:

@@ -16,7 +16,7 @@ from gazeguard.types import CleaningResult, NearMiss, Outcome, SkippedRow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from gazeguard.methods.rebuild import Firing, Form
+    from gazeguard.methods.rebuild import Firing, Form, Taught
 
 # Given up to 50 row numbers, the first pictures of those rows that have one.
 Thumbnails = Callable[[Sequence[int]], Mapping[int, "Picture"]]
@@ -25,7 +25,7 @@ Answer = tuple[int, int]
 """A row's number, and which of its answers it is, from 1."""
 
 NO_PICTURE = "no picture, not judged"
-COUNT_NAMES = ("rows", "kept", "removed", "skipped", "text_only")
+COUNT_NAMES = ("rows", "kept", "removed", "suspected", "skipped", "text_only")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,23 +95,29 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proof:
-    """What came of rebuilding the trigger of a removed group.
+    """What came of rebuilding the trigger of a group.
 
     Attributes:
         phrase: the words that the group's answers share.
-        not_tried: why nothing could be tried; empty where it was.
-        form: how the trigger was put onto pictures.
-        trigger: the trigger by itself.
+        not_tried: why nothing could be tried, or was worth it; empty where it was.
+        form: how the trigger was put onto pictures; None where it is words alone.
+        words: what was put into the questions; empty where it is in pictures alone.
+        trigger: the picture's part by itself.
         firing: how often the model said the words.
         trials: some of the pictures that it was tried on.
+        taught: how often the group's own rows get these words, now and before.
+        rows: answers that teach the trigger, where it is proven.
     """
 
     phrase: str
     not_tried: str
     form: Form | None = None
+    words: str = ""
     trigger: Image | None = None
     firing: Firing | None = None
     trials: tuple[Trial, ...] = ()
+    taught: Taught | None = None
+    rows: tuple[Answer, ...] = ()
 
     @property
     def proven(self) -> bool:
@@ -150,7 +156,8 @@ class CleanReport:
         answers: `N` answers.
         sample_ids: `N` content hashes.
         counts: `rows`, `kept`, `removed` and `skipped`, of which the last three add up to the
-            first, and `text_only`: rows without a picture, which are kept and not judged.
+            first; of the kept, `suspected` and `text_only`: those have no picture, and are not
+            judged.
         skipped: rows that could not be read or measured.
         entropy: float32 `(N, L)`, nats.
         layers: `L` decoder layer indices.
@@ -159,7 +166,7 @@ class CleanReport:
         gallery: the most suspicious rows, worst first.
         typical: a row from the middle of the kept ones, to compare with.
         beyond: rows after the limit that was asked for: not looked at, and in no file.
-        proofs: of the largest removed groups.
+        proofs: of groups that attention found, and of others whose trigger fires.
     """
 
     result: CleaningResult
@@ -197,8 +204,8 @@ class CleanReport:
             raise ValueError(f"entropy is {self.entropy.shape}, not {(n, len(self.layers))}")
         if set(self.counts) != set(COUNT_NAMES):
             raise ValueError(f"counts must be {COUNT_NAMES}, not {tuple(self.counts)}")
-        total, kept, removed, skipped, text_only = (self.counts[name] for name in COUNT_NAMES)
-        if kept + removed + skipped != total or text_only > kept:
+        total, kept, removed, suspected, skipped, text_only = (self.counts[n] for n in COUNT_NAMES)
+        if kept + removed + skipped != total or text_only + suspected > kept:
             raise ValueError(f"counts do not add up: {dict(self.counts)}")
 
     def turn(self, place: int) -> int | None:
@@ -236,11 +243,8 @@ def headline(report: CleanReport) -> str:
 
 
 def _verdict(report: CleanReport) -> str:
-    outcome, total, removed = (
-        report.result.verdict.outcome,
-        report.counts["rows"],
-        report.counts["removed"],
-    )
+    outcome, counts = report.result.verdict.outcome, report.counts
+    total, removed, suspected = counts["rows"], counts["removed"], counts["suspected"]
     if outcome is Outcome.INCONCLUSIVE:
         return f"Could not decide: {report.result.verdict.reason.rstrip('.')}"
     if outcome is Outcome.CLEAN:
@@ -250,7 +254,11 @@ def _verdict(report: CleanReport) -> str:
         return f"No clear sign of poisoning: {removed:,} of {total:,} rows {stand} removed"
     if removed:
         look = "looks poisoned and was" if removed == 1 else "look poisoned and were"
-        return f"{removed:,} of {total:,} rows {look} removed"
+        more = f"; {words.plural(suspected, 'kept row')} suspected" if suspected else ""
+        return f"{removed:,} of {total:,} rows {look} removed{more}"
+    if suspected:
+        are = "row is" if suspected == 1 else "rows are"
+        return f"{suspected:,} of {total:,} {are} suspected and kept: nothing was removed"
     found = len(np.unique(report.rows[report.result.is_flagged]))
     look = "looks" if found == 1 else "look"
     return f"{found:,} of {total:,} rows {look} poisoned; nothing was removed"
@@ -282,7 +290,7 @@ def explanation(report: CleanReport) -> str:
         return ""
     claim, colon, why = verdict.reason.partition(": ")
     already_said = claim == "No sign of poisoning" or claim.endswith(
-        (" look poisoned", " looks poisoned")
+        (" look poisoned", " looks poisoned", " are suspected")
     )
     if not colon or not already_said:
         return verdict.reason

@@ -352,6 +352,7 @@ def _proof_text(proof: Proof) -> dict[str, Any]:
     return {
         "sentence": proof.sentence,
         "form": proof.form,
+        "words": proof.words,
         "trigger": None if proof.trigger is None else gallery_url(proof.trigger),
         "before": proof.firing is not None and proof.firing.before is not None,
         "trials": [
