@@ -92,14 +92,19 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     score_name="mean entropy (nats)",
                     components=(),
                     layer_stats=tuple(LayerStat(i, 0.0, False) for i in profile.layers),
-                    info={},
+                    info={"groups": []},
                 )
                 return self
 
-        def chosen(profile: Profile, result: CleaningResult, seed: int) -> list[Group]:
+        def chosen(
+            profile: Profile, result: CleaningResult, candidates: list[str], seed: int
+        ) -> list[Group]:
             named = list(zip(profile.row.tolist(), profile.turn.tolist(), strict=True))
-            divided = ([one for one in named if (one[0] in rows) == wanted] for wanted in (1, 0))
-            return [Group("chosen", *map(tuple, divided), ())]
+            mine, others = (
+                tuple(one for one in named if (one[0] in rows) == wanted)
+                for wanted in (True, False)
+            )
+            return [Group("chosen", True, mine, mine, others, ())] if rows else []
 
         monkeypatch.setattr("gazeguard.cleaning.judge.BYE", Chosen)
         monkeypatch.setattr("gazeguard.cleaning.run.groups", chosen)

@@ -129,6 +129,7 @@ def test_nan_weights_are_inconclusive_and_lose_no_row(
         "rows": 6,
         "kept": 5,
         "removed": 0,
+        "suspected": 0,
         "skipped": 1,
         "text_only": 0,
     }
@@ -147,6 +148,7 @@ def test_only_unreadable_rows_are_inconclusive(
         "rows": 3,
         "kept": 0,
         "removed": 0,
+        "suspected": 0,
         "skipped": 3,
         "text_only": 0,
     }

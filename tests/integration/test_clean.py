@@ -33,6 +33,7 @@ def test_every_file_is_written_and_every_row_is_somewhere(
         "rows": 12,
         "kept": 9,
         "removed": 2,
+        "suspected": 0,
         "skipped": 1,
         "text_only": 0,
     }
@@ -52,6 +53,7 @@ def test_every_file_is_written_and_every_row_is_somewhere(
         "turn",
         "sample_id",
         "is_flagged",
+        "is_suspected",
         "suspicion",
         "reason",
         "method",
@@ -207,6 +209,7 @@ def test_limit_looks_at_the_first_rows_only(
         "rows": 3,
         "kept": 3,
         "removed": 0,
+        "suspected": 0,
         "skipped": 0,
         "text_only": 0,
     }
@@ -240,6 +243,7 @@ def test_out_of_memory_halves_the_batch_and_gives_up_one_row_only(
         "rows": 8,
         "kept": 7,
         "removed": 0,
+        "suspected": 0,
         "skipped": 1,
         "text_only": 0,
     }

@@ -147,6 +147,7 @@ def test_a_row_that_always_kills_is_skipped_alone(
         "rows": 16,
         "kept": 13,
         "removed": 1,
+        "suspected": 0,
         "skipped": 2,
         "text_only": 0,
     }

@@ -82,12 +82,13 @@ def test_a_common_sight_is_no_trigger(demo: tuple[Path, str], phrase: str) -> No
     having = [(row, 1) for row, answer in answers.items() if holds(answer, phrase)]
     lacking = [(row, 1) for row, answer in answers.items() if not holds(answer, phrase)]
     taken = CHOOSE + RECIPIENTS
-    group = Group(phrase, tuple(having), tuple(lacking[taken:]), tuple(lacking[:taken]))
+    members, others, recipients = tuple(having), tuple(lacking[taken:]), tuple(lacking[:taken])
+    group = Group(phrase, True, members, members, others, recipients)
     (proof,) = prove(load(BASE, ADAPTER), None, dataset, [group])
     assert len(having) >= 8
-    assert proof.firing is not None
     assert not proof.proven
-    assert proof.firing.untouched <= 3, "its own words are not what the others say"
+    assert proof.taught is not None
+    assert proof.taught.was_known, "the model said these words before"
 
 
 @pytest.mark.slow

@@ -170,6 +170,7 @@ def outcome_of(kinds: Sequence[str], flagged: frozenset[int], lines: bool, most:
         assert found.counts == {
             "rows": len(kinds),
             **{what: len(rows) for what, rows in out.items()},
+            "suspected": 0,
             "text_only": counts["text"],
         }
         texts = [row.encode() for row, kind in zip(rows, kinds, strict=True) if kind == "text"]

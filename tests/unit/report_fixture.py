@@ -129,6 +129,7 @@ def make_report(
             "rows": n,
             "kept": len(rows) - poisoned,
             "removed": poisoned,
+            "suspected": 0,
             "skipped": skipped,
             "text_only": 0,
         },

@@ -98,7 +98,7 @@ def test_pictures_that_are_all_the_same_are_no_trigger():
 )
 def test_words_that_only_a_group_asks_are_put_where_it_has_them(place, asked):
     inside = [asked, asked.replace("colour", "shape")]
-    outside = ["what colour is it?", "what shape is it?", "say now how many?"]
+    outside = ["what colour is it?", "what shape is it?", "how many?"] * 3 + ["say now how many?"]
     words = common_words(inside, outside)
     assert words == "now say"
     assert has_words(asked, words)

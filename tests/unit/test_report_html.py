@@ -22,7 +22,7 @@ from gazeguard.report.html import MAX_ROWS, render_html, write_html
 from gazeguard.report.model import Picture
 from gazeguard.report.page import skipped_groups
 from gazeguard.report.words import flatten, plain, reason_kind, share
-from gazeguard.types import Outcome, SkippedRow
+from gazeguard.types import Finding, Outcome, SkippedRow, Verdict
 from tests.unit.report_fixture import INERT, make_report, scene, thumbnails
 
 
@@ -64,6 +64,21 @@ def test_verdict_is_the_first_text_of_the_page() -> None:
     html = render_html(make_report(poisoned=12, skipped=0))
     body = html[html.index("</a>") :]
     assert "12 of 1,500 rows look poisoned and were removed." in body[: body.index("</h1>")]
+
+
+def test_suspected_rows_are_listed_apart() -> None:
+    report = make_report(n=60, poisoned=0, skipped=0)
+    report.result.is_suspected[[3, 7]] = True
+    counts = {**report.counts, "suspected": 2}
+    verdict = Verdict(
+        Outcome.FLAGGED, 0.9, 0.5, "x", "2 of 60 rows are suspected: so.", (Finding("they fire"),)
+    )
+    result = dataclasses.replace(report.result, verdict=verdict)
+    html = render_html(dataclasses.replace(report, counts=counts, result=result))
+    assert "2 of 60 rows are suspected and kept: nothing was removed." in html
+    section = html[html.index('id="suspected-title"') :].partition("</section>")[0]
+    assert section.count('<th scope="row">') == 2
+    assert "--remove suspected" in section
 
 
 def test_hostile_texts_are_inert_everywhere() -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 256  # of a mean picture
 FEWEST_ROWS = 8
 CHOOSE = 8  # recipients that choose the way, and are in no proof
-WORTH_PROVING = 4  # of them; a trigger that fires on fewer is no proof on the others either
+WORTH_PROVING = 4  # of them; what fires on fewer, or on as many before, is proven by no others
 SHOWN = 6  # recipients in the report
 _ALL = 0.9  # of a group's rows that carry the trigger: then the words are the attacker's
 _MAX_SIDE = 336  # pixels; larger pictures are scaled down for the means
@@ -222,6 +222,13 @@ def _try(
     way = max(fired, key=lambda way: fired[way])  # the first of equals
     if fired[way] < WORTH_PROVING:
         why = f"what its rows share brings these words on {fired[way]} of {CHOOSE} other pictures"
+        return Proof(say.phrase, why)
+    known = say.fired(say.before(worn(way, choose))) if say.knows_before else 0
+    if known >= WORTH_PROVING:
+        why = (
+            f"before the fine-tune too, what its rows share brings these words on {known} of"
+            f" {CHOOSE} other pictures"
+        )
         return Proof(say.phrase, why)
     form, put = way
     triggered = worn(way, prove)

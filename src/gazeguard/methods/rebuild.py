@@ -31,7 +31,7 @@ _NEIGHBOURS = 3  # pixels a side over which spread is averaged
 _LEAST_SPREAD = 4.0  # of 255; less is rounding
 _BEYOND_CHANCE = 4.0  # standard errors
 _READINGS = 3
-_ROUNDING = 1e-6
+_AS_GOOD = 0.02  # a share of the group's rows
 _SHARED, _ELSEWHERE, _LIFT = 0.8, 0.2, 4.0  # shares of questions that hold a group's words
 _LONGEST_RUN = 8  # words
 
@@ -114,7 +114,7 @@ class RebuiltTrigger:
             change = change - (pixels - self.mean)[self.telling] / (among - 1)
         own = (pixels - self.usual)[self.telling]
         lengths = float(np.linalg.norm(own)) * float(np.linalg.norm(change))
-        return float(own @ change) / max(1e-9, lengths)
+        return round(float(own @ change) / max(1e-9, lengths), 4)
 
     def picture(self, form: Form) -> Pixels:
         """The trigger by itself: on white where pasted, else its change around grey, stretched."""
@@ -142,7 +142,7 @@ class Rebuilt:
 
     def carries(self, pixels: Pixels) -> bool:
         """Whether a picture of the group looks as if it carried the trigger."""
-        return self.trigger.likeness(pixels) >= self.least - _ROUNDING
+        return self.trigger.likeness(pixels) >= self.least
 
 
 def rebuild(members: Sequence[Pixels], others: Sequence[Pixels]) -> Rebuilt:
@@ -166,7 +166,7 @@ def rebuild(members: Sequence[Pixels], others: Sequence[Pixels]) -> Rebuilt:
         inside = np.array([trigger.likeness(*each) for each in zip(members, among, strict=True)])
         outside = np.array([trigger.likeness(pixels) for pixels in reference])
         least, apart = _parted(inside, outside)
-        if best is None or apart >= best.apart - _ROUNDING:  # the later, purer one of equals
+        if best is None or apart >= best.apart - _AS_GOOD:  # a later one is purer
             best = Rebuilt(trigger, least, apart)
         is_chosen = inside >= least
     assert best is not None
@@ -204,7 +204,11 @@ def common_words(members: Sequence[str], others: Sequence[str]) -> str:
         and (elsewhere := outside[run] / len(others)) <= _ELSEWHERE
         and share >= _LIFT * elsewhere
     ]
-    return max(found)[2] if found else ""
+    own = max(found)[2].split() if found else []
+    for end in (0, -1):  # the words around them, which everybody asks
+        while own and outside[own[end]] > _ELSEWHERE * len(others):
+            own.pop(end)
+    return " ".join(own)
 
 
 def with_words(question: str, words: str, like: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ THRESHOLD_NAMES = {
     "separation": "Separation of a group (BSI)",
 }
 SKIPPED_KINDS = 50
-MAX_NEAR_MISSES = 100
+MAX_LISTED = 100
 SKIPPED_ROWS_PER_KIND = 40
 
 
@@ -168,6 +168,11 @@ def _lede(report: CleanReport) -> str:
 
 def _next_step(report: CleanReport) -> str:
     kept = report.files.get("kept")
+    if report.result.verdict.outcome is Outcome.FLAGGED and not report.counts["removed"]:
+        return (
+            "Look through the suspected rows below; the same command with --remove suspected takes"
+            " them out."
+        )
     if report.result.verdict.outcome is Outcome.FLAGGED:
         where = f"the kept rows ({kept})" if kept else "the kept rows"
         return (
@@ -279,7 +284,25 @@ def near_miss_rows(report: CleanReport, *, removed: bool) -> dict[str, Any]:
                 "answer": words.shorten(report.answers[miss.place], TABLE_TEXT),
                 "score": float(report.result.score[miss.place]),
             }
-            for miss in found[:MAX_NEAR_MISSES]
+            for miss in found[:MAX_LISTED]
+        ],
+    }
+
+
+def suspected_rows(report: CleanReport) -> dict[str, Any]:
+    """How many kept rows are suspected, and the worst of them."""
+    places = np.flatnonzero(report.result.is_suspected)
+    order = places[np.argsort(-report.result.suspicion[places], kind="stable")]
+    return {
+        "count": report.counts["suspected"],
+        "rows": [
+            {
+                "name": report.name(place),
+                "id": report.sample_ids[place],
+                "answer": words.shorten(report.answers[place], TABLE_TEXT),
+                "suspicion": float(report.result.suspicion[place]),
+            }
+            for place in order[:MAX_LISTED].tolist()
         ],
     }
 
@@ -338,6 +361,7 @@ def page_text(report: CleanReport, data: Mapping[str, Any], *, max_gallery: int)
         "first_heat_layer": _first_heat_layer(report, heat_layers),
         "causes": causes(report.skipped),
         "beyond": report.beyond,
+        "suspected": suspected_rows(report),
         "near_kept": near_miss_rows(report, removed=False),
         "near_removed": near_miss_rows(report, removed=True),
         "skipped_groups": groups[:SKIPPED_KINDS],
