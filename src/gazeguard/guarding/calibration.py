@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -31,8 +32,11 @@ from gazeguard.models.target import Target
 from gazeguard.types import Sample
 
 Outliers = Literal["refuse", "keep"]
+Witness = Literal["all", "attention"]
+log = logging.getLogger(__name__)
 
 _OTHER_SPLITS = 10  # for the threshold's spread
+_FAR_NATS, _FAR_TIMES = 5.0, 4.0  # of a row that diverges as no other does
 _TOLD = 5  # outlying rows that are told with their distance and id
 
 
@@ -79,7 +83,9 @@ def fitted(
             " finite attention ratio: use prompts with words, or --dtype float32 if the model's"
             " numbers overflow."
         )
-    fit, rest = _halves(usable, alpha, seed)
+    witnesses = 2 if _compares(seen, alpha, len(usable)) else 1
+    each = alpha / witnesses
+    fit, rest = _halves(usable, each, seed)
     if setting.layers == "auto":
         if copies is None:
             raise UsageError("layers 'auto' need changed copies: use Guard.calibrate.")
@@ -94,11 +100,13 @@ def fitted(
         "calibration": np.sort(detector.score(features[rest])),
         "levels": clean_levels(seen.strongest[fit][:, at]),
     }
-    thresholds = [conformal_threshold(arrays["calibration"], alpha)]
+    if witnesses > 1 and seen.divergence is not None:  # nothing is fitted: all rows may judge
+        arrays["divergence"] = np.sort(seen.divergence[usable])
+    thresholds = [conformal_threshold(arrays["calibration"], each)]
     for other in range(1, _OTHER_SPLITS + 1):
-        learn, judge = _halves(usable, alpha, seed + other)
+        learn, judge = _halves(usable, each, seed + other)
         scores = Detector.fit(features[learn], setting.distance).score(features[judge])
-        thresholds.append(conformal_threshold(scores, alpha))
+        thresholds.append(conformal_threshold(scores, each))
     counts = {"fit": len(fit), "threshold": len(rest), "left_out": len(seen) - len(usable)}
     words = [note.tokens for note in seen.notes]
     prompts = Prompts.fit([words[i] for i in fit], [words[i] for i in rest], alpha, seed)
@@ -116,6 +124,22 @@ def fitted(
     )
 
 
+def _compares(seen: Measured, alpha: float, usable: int) -> bool:
+    """Whether the model before the fine-tune is asked; each of two witnesses has half of alpha."""
+    if seen.divergence is None:
+        return False
+    needed = needed_samples(alpha / 2) + MIN_FIT
+    if usable < needed:
+        log.warning(
+            "%d clean samples are too few to compare with the model before its fine-tune at alpha"
+            " %g: attention judges alone; give at least %d.",
+            usable,
+            alpha,
+            needed,
+        )
+    return usable >= needed
+
+
 def refuse_outliers(seen: Measured, seed: int) -> None:
     """Ask about calibration rows that stand apart from all others.
 
@@ -123,6 +147,8 @@ def refuse_outliers(seen: Measured, seed: int) -> None:
         UsageError: there are such rows; names them.
     """
     usable = np.flatnonzero(seen.finite)
+    if seen.divergence is not None:
+        _refuse_diverging(seen, usable)
     found = outlying(
         seen.ratio[usable],
         seen.strongest[usable],
@@ -131,6 +157,23 @@ def refuse_outliers(seen: Measured, seed: int) -> None:
     )
     if found is not None:
         raise UsageError(_asked(seen, usable[found.rows], found))
+
+
+def _refuse_diverging(seen: Measured, usable: NDArray[np.int64]) -> None:
+    """Ask about a row that the model before its fine-tune would answer as no other row."""
+    assert seen.divergence is not None
+    order = usable[np.argsort(seen.divergence[usable], kind="stable")]
+    if len(order) < 2:
+        return
+    last, before = seen.divergence[order[-1]], seen.divergence[order[-2]]
+    if last > _FAR_NATS and last > _FAR_TIMES * before:
+        note = seen.notes[order[-1]]
+        raise UsageError(
+            f"Calibration row {note.row} (id {note.sample_id[:12]}) stands apart from all others,"
+            " as a poisoned row would: the model's answer diverges from that before its fine-tune"
+            f" by {last:.1f} nats, the next row's by {before:.1f}; look at it, and take it out of"
+            " the data, or accept it with --keep-outliers (in Python outliers='keep')."
+        )
 
 
 def _asked(seen: Measured, rows: NDArray[np.int64], found: Outlying) -> str:

@@ -12,16 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gazeguard.calibrate import conformal_threshold, needed_samples, p_values, rate_bound
+from gazeguard.calibrate import (
+    CONFIDENCE,
+    conformal_threshold,
+    needed_samples,
+    p_values,
+    rate_bound,
+)
 from gazeguard.errors import ModelError, UsageError
 from gazeguard.guarding.calibration import (
     Outliers,
+    Witness,
     changed_ratios,
     fitted,
     refuse_outliers,
     resolved,
     wanted,
 )
+from gazeguard.guarding.earlier import check_switch
 from gazeguard.guarding.measure import Measured, OnSkip, Progress, measure
 from gazeguard.guarding.prompts import words_of
 from gazeguard.guarding.saved import Saved, read, write
@@ -61,8 +69,12 @@ class Guard:
         detector: distance from clean attention.
         calibration: float64 `(n,)`, ascending scores of the threshold half.
         levels: float64 `(detection layer, head)`, the heads' clean levels (for `widen`, `search`).
-        alpha: the promised false-alarm rate.
+        divergences: float64 `(m,)`, ascending, how far clean inputs diverge from the model before
+            its fine-tune, nats; None where it is not asked.
+        alpha: the promised false-alarm rate, of all witnesses together.
+        each: that of one witness.
         threshold: the score above which an input is flagged.
+        most_divergent: the divergence above which it is; None like `divergences`.
         spread: lowest and highest threshold over splits of the same samples, or None.
         prompts: of the calibration; None in guards made before they were kept.
         seed: of the split in halves.
@@ -80,7 +92,13 @@ class Guard:
         self.calibration, self.levels = arrays["calibration"], arrays["levels"]
         self.alpha, self.seed, self.counts = saved.alpha, saved.seed, saved.counts
         self.fingerprint = saved.fingerprint
-        self.threshold = conformal_threshold(self.calibration, self.alpha)
+        self.divergences = arrays.get("divergence")
+        self.each = self.alpha if self.divergences is None else self.alpha / 2
+        self.threshold = conformal_threshold(self.calibration, self.each)
+        self.most_divergent: float | None = None
+        if self.divergences is not None:
+            check_switch(target)
+            self.most_divergent = conformal_threshold(self.divergences, self.each)
         self.spread, self.prompts = saved.spread, saved.prompts
         self._saved = saved
 
@@ -102,6 +120,7 @@ class Guard:
         layers: Layers | None = None,
         prune: Prune | None = None,
         outliers: Outliers = "refuse",
+        witness: Witness = "all",
         batch_size: int = 8,
         seed: int = 0,
         on_skip: OnSkip | None = None,
@@ -125,6 +144,8 @@ class Guard:
             prune: pruning rule instead of the setting's.
             outliers: `refuse` samples that stand apart from all others, as poisoned ones would, or
                 `keep` them.
+            witness: `all` also compares with the model before its fine-tune, where that is at hand
+                (a LoRA adapter) and the samples suffice; `attention` does not.
             batch_size: samples per forward pass.
             seed: of the split, and of the harmless changes of `layers="auto"`.
             on_skip: called for a sample that the model cannot take; without it such a sample
@@ -149,6 +170,7 @@ class Guard:
             clean_samples if again is None else again,
             layers=wanted(chosen, target),
             batch_size=batch_size,
+            earlier=witness == "all" and target.adapter is not None,
             on_skip=on_skip,
             progress=progress,
         )
@@ -240,12 +262,17 @@ class Guard:
     @property
     def source(self) -> str:
         """Where the threshold comes from, in words."""
-        return f"split conformal on {len(self.calibration)} clean inputs, alpha {self.alpha:g}"
+        found = f"split conformal on {len(self.calibration)} clean inputs, alpha {self.each:g}"
+        if self.divergences is None:
+            return found
+        return f"{found}, and as much for divergence on {len(self.divergences)}"
 
     @property
     def rate_bound(self) -> float:
         """The false-alarm rate that 95 % of calibrations like this one keep to."""
-        return rate_bound(len(self.calibration), self.alpha)
+        sizes = [len(x) for x in (self.calibration, self.divergences) if x is not None]
+        share = (1 - CONFIDENCE) / len(sizes)
+        return sum(rate_bound(size, self.each, 1 - share) for size in sizes)
 
     # What a watch and its sessions ask.
 
@@ -268,11 +295,30 @@ class Guard:
         """
         if unlike is not None and score <= self.threshold:
             return self.unjudged(unlike)
-        p = float(p_values(self.calibration, [score])[0])
+        p = self._together(self.calibration, score)
         verdict = judged(
             score, p, self.threshold, self.alpha, self.source, {"model": self.fingerprint["id"]}
         )
         return verdict if unlike is None else verdict.noting(unlike)
+
+    def compare(self, verdict: GuardVerdict, divergence: float) -> GuardVerdict:
+        """A verdict by attention with what the model before its fine-tune adds.
+
+        Args:
+            verdict: of `judge`.
+            divergence: between what the two models are about to say, nats.
+        """
+        most = self.most_divergent
+        if self.divergences is None or most is None or not verdict.applicable:
+            return verdict
+        if not np.isfinite(divergence):
+            return verdict
+        return verdict.compared(divergence, most, self._together(self.divergences, divergence))
+
+    def _together(self, known: NDArray[np.float64], score: float) -> float:
+        """A conformal p-value, times the number of witnesses (Bonferroni)."""
+        p = float(p_values(known, [score])[0])
+        return min(1.0, p * round(self.alpha / self.each))
 
     def why_unlike(self, ids: Tensor, kind: Tensor) -> str | None:
         """Why a prompt cannot be compared with those of the calibration; None when it can.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gazeguard.errors import RowError
+from gazeguard.guarding.earlier import diverging
 from gazeguard.guarding.prompts import Tokens, words_of
 from gazeguard.methods.cleansight.settings import Feature
 from gazeguard.models.target import Target
@@ -49,12 +52,15 @@ class Measured:
         layers: layer numbers of the layer axis.
         ratio: float32 log ratios `(n, layer, head)`; NaN where they are not defined.
         strongest: float32 `(n, layer, head)`, `T` times the weight of the strongest image token.
+        divergence: float64 `(n,)`, nats, from the model before its fine-tune; None where nobody
+            asked.
     """
 
     notes: tuple[Note, ...]
     layers: tuple[int, ...]
     ratio: NDArray[np.float32]
     strongest: NDArray[np.float32]
+    divergence: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.notes)
@@ -77,6 +83,7 @@ def measure(
     *,
     layers: Sequence[int],
     batch_size: int,
+    earlier: bool = False,
     on_skip: OnSkip | None = None,
     progress: Progress | None = None,
 ) -> Measured:
@@ -87,30 +94,27 @@ def measure(
         samples: read lazily.
         layers: layers to keep.
         batch_size: samples per forward pass.
+        earlier: also compare with the model before its fine-tune; only for one with an adapter.
         on_skip: called for a sample that the model cannot take; without it such a sample raises.
         progress: called after every batch.
     """
+    remaining, words = iter(samples), _Words(target)
+    diverged: list[NDArray[np.float64]] = [np.zeros(0)]
     notes: list[Note] = []
-    waiting: deque[Note] = deque()
     ratios: list[NDArray[np.float32]] = []
     strongest: list[NDArray[np.float32]] = []
-    for rows in probe(
-        target,
-        _noted(target, samples, waiting),
-        layers=layers,
-        reduce_heads=False,
-        batch_size=batch_size,
-        on_skip=on_skip,
-    ):
-        image = (rows.key_kind == KeyKind.IMAGE).to(rows.weights.device)
-        seen = torch.where(image[:, None, None], rows.weights, 0.0)
-        share = seen.amax(-1) * image.sum(1)[:, None, None]
-        ratios.append(visual_prompt_ratio(rows.weights, rows.key_kind).cpu().numpy())
-        strongest.append(share.cpu().numpy())
-        for sample_id in rows.sample_id:
-            while waiting[0].sample_id != sample_id:  # was skipped
-                waiting.popleft()
-            notes.append(waiting.popleft())
+    while batch := list(islice(remaining, batch_size)):
+        options: dict[str, Any] = {"layers": layers, "reduce_heads": False, "on_skip": on_skip}
+        for rows in probe(target, batch, batch_size=batch_size, **options):
+            image = (rows.key_kind == KeyKind.IMAGE).to(rows.weights.device)
+            seen = torch.where(image[:, None, None], rows.weights, 0.0)
+            share = seen.amax(-1) * image.sum(1)[:, None, None]
+            ratios.append(visual_prompt_ratio(rows.weights, rows.key_kind).cpu().numpy())
+            strongest.append(share.cpu().numpy())
+            kept = _kept(batch, rows.sample_id)
+            notes += [words.note(sample) for sample in kept]
+            if earlier:
+                diverged.append(diverging(target, kept))
         if progress:
             progress(len(notes))
     empty = np.zeros((0, len(layers), 0), np.float32)
@@ -119,20 +123,32 @@ def measure(
         tuple(layers),
         np.concatenate(ratios or [empty]),
         np.concatenate(strongest or [empty]),
+        np.concatenate(diverged) if earlier else None,
     )
 
 
-def _noted(target: Target, samples: Iterable[Sample], notes: deque[Note]) -> Iterator[Sample]:
-    """The same samples, noted as they pass by; the model's tokens of equal prompts are equal."""
-    tokens: dict[str, Tokens] = {}
-    for sample in samples:
+def _kept(batch: Iterable[Sample], ids: Sequence[str]) -> list[Sample]:
+    """The samples of a batch that were not skipped, by their ids in the same order."""
+    waiting = deque(ids)
+    found = []
+    for sample in batch:
+        if waiting and waiting[0] == sample.sample_id:
+            waiting.popleft()
+            found.append(sample)
+    return found
+
+
+class _Words:
+    """Notes on samples; the model's tokens of equal prompts are equal, and asked for once."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._tokens: dict[str, Tokens] = {}
+
+    def note(self, sample: Sample) -> Note:
         prompt = sample.prompt
-        if prompt not in tokens:
-            try:
-                encoded = target.encode([sample])
-            except RowError:  # the probe tells it
-                yield sample
-                continue
-            tokens[prompt] = words_of(encoded.inputs["input_ids"][0], encoded.key_kind[0])
-        notes.append(Note(sample.sample_id, sample.row, prompt, tokens[prompt]))
-        yield sample
+        if prompt not in self._tokens:
+            encoded = self._target.encode([sample])
+            found = words_of(encoded.inputs["input_ids"][0], encoded.key_kind[0])
+            self._tokens[prompt] = found
+        return Note(sample.sample_id, sample.row, prompt, self._tokens[prompt])

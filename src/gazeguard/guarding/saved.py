@@ -23,6 +23,7 @@ from gazeguard.methods.cleansight.settings import Plan, Setting
 FORMAT = 1
 _JSON, _TENSORS = "guard.json", "guard.safetensors"
 _NAMES = frozenset({"mean", "whitener", "calibration", "levels"})
+_MAY = frozenset({"divergence"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Saved:
         setting: what is looked at and hidden.
         plan: the same in layer numbers.
         arrays: float64 `mean (D,)`, `whitener (D,)` or `(D, D)`, `calibration (n,)`, `levels
-            (layer, head)`.
+            (layer, head)`; with the witness `base` also `divergence (m,)`, ascending, nats.
         alpha: the promised false-alarm rate.
         seed: of the split in halves.
         counts: clean samples by use.
@@ -109,7 +110,7 @@ def read(folder: Path) -> Saved:
         if hashlib.sha256(tensors).hexdigest() != content["tensors"]["sha256"]:
             raise ValueError("the tensors are not the ones that were written")
         arrays = safetensors.numpy.load(tensors)
-        if set(arrays) != _NAMES:
+        if set(arrays) - _MAY != _NAMES:
             raise ValueError("other tensors than a guard has")
         setting, plan = content["setting"], content["plan"]
         spread, prompts = content.get("threshold_spread"), content.get("prompts")

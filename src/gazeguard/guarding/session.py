@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gazeguard.errors import ModelError
@@ -53,11 +54,44 @@ class Session:
         self._began: Curtain | None = None  # the one of the pass that runs, when it began
         self._positions = self.length = kind.shape[1]  # of the sequence so far; of the prompt
         self.verdicts: list[GuardVerdict] = []
+        self.earlier: list[bool] = []  # samples that the model before the fine-tune answers
 
     @property
     def hides(self) -> bool:
         """Whether anything is hidden from any sample."""
         return self._curtain is not None
+
+    @property
+    def asks_earlier(self) -> bool:
+        """Whether what the model would have said before its fine-tune matters to any sample."""
+        compares = self._guard.divergences is not None
+        return compares and any(verdict.applicable for verdict in self.verdicts)
+
+    def compare(self, divergence: NDArray[np.float64]) -> None:
+        """Take in how far the model diverges from what it was, `(sample,)`, nats.
+
+        What attention flags as well is first answered with tokens hidden, see `settle`: that loses
+        less of the fine-tune. Else the model before the fine-tune is to answer.
+        """
+        for i, value in enumerate(divergence.tolist()):
+            self.verdicts[i] = self._guard.compare(self.verdicts[i], value)
+        self._give_up([v.flagged_by == ("base",) for v in self.verdicts])
+
+    def settle(self, divergence: NDArray[np.float64]) -> None:
+        """Take in how far the answers still diverge, with all hidden that is to be hidden."""
+        most = self._guard.most_divergent
+        assert most is not None, "only asked with the witness"
+        calm = divergence <= most  # not so where it is not a number
+        self._give_up(["base" in v.flagged_by and not calm[i] for i, v in enumerate(self.verdicts)])
+
+    def _give_up(self, samples: Sequence[bool]) -> None:
+        """The model before the fine-tune answers these, where the guard disarms."""
+        if not self._disarm or not any(samples):
+            return
+        before = self.earlier or [False] * len(samples)
+        self.earlier = [a or b for a, b in zip(before, samples, strict=True)]
+        for i in np.flatnonzero(samples).tolist():
+            self.verdicts[i] = replace(self.verdicts[i], earlier=True, hidden=False)
 
     # The run of the model, in the order in which things happen.
 
@@ -177,7 +211,7 @@ class Session:
     def _show(self, tokens: Tensor, evidence: Tensor | None = None) -> None:
         """Put picked tokens, and at first what made tokens stand out, into the verdicts."""
         for i, verdict in enumerate(self.verdicts):
-            if verdict.outcome is not Outcome.FLAGGED:
+            if not bool(self._flagged[i]):
                 continue
             slots, images = self._image[i], self._images[i]
             heat = verdict.heat
@@ -188,7 +222,7 @@ class Session:
                 verdict,
                 tokens=tuple(part.numpy() for part in by_image(tokens[i][slots], images)),
                 heat=heat,
-                hidden=self._disarm,
+                hidden=self._disarm and not verdict.earlier,
             )
 
 
@@ -206,6 +240,8 @@ class Unread:
         self, guard: Guard, samples: int, reason: str, earlier: Session | Unread | None = None
     ) -> None:
         self._earlier = earlier
+        self.earlier: list[bool] = [] if earlier is None else earlier.earlier
+        self.asks_earlier = False
         self.length = 0
         self.verdicts = [guard.unjudged(reason) for _ in range(samples)]
 
@@ -236,3 +272,9 @@ class Unread:
 
     def distrust(self, samples: Tensor) -> None:
         """There is no verdict to take back."""
+
+    def compare(self, divergence: NDArray[np.float64]) -> None:
+        """There is no verdict to add to."""
+
+    def settle(self, divergence: NDArray[np.float64]) -> None:
+        """Nothing is hidden."""

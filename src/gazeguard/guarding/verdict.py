@@ -32,6 +32,10 @@ class GuardVerdict:
         heat: float32 arrays like `tokens`, how much each image token stands out: times the even
             share for a `tau`, times the head's clean level for `search` and `widen`.
         hidden: whether `tokens` were hidden from the model.
+        divergence: nats, between what the model is about to say and what it would have said before
+            its fine-tune; None where that was not asked.
+        earlier: whether the model before the fine-tune answers instead.
+        flagged_by: the witnesses that flag it, of `attention` and `base`.
     """
 
     verdict: Verdict
@@ -42,6 +46,9 @@ class GuardVerdict:
     tokens: tuple[NDArray[np.bool_], ...] | None = None
     heat: tuple[NDArray[np.float32], ...] | None = None
     hidden: bool = False
+    divergence: float | None = None
+    earlier: bool = False
+    flagged_by: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -57,6 +64,41 @@ class GuardVerdict:
         """The same verdict with more said in its reason."""
         reason = f"{self.reason}; {what}"
         return replace(self, verdict=replace(self.verdict, reason=reason))
+
+    def compared(self, divergence: float, most: float, p_value: float) -> GuardVerdict:
+        """The same verdict with the word of the model before its fine-tune.
+
+        Args:
+            divergence: from what that model would say, nats.
+            most: what is flagged is above it.
+            p_value: of the divergence.
+        """
+        how = f"divergence {divergence:.3g} against {most:.3g} nats, p = {p_value:.3g}"
+        p = p_value if self.p_value is None else min(p_value, self.p_value)
+        if divergence <= most:
+            found = replace(self, divergence=divergence)
+            if self.outcome is Outcome.INCONCLUSIVE:
+                return found
+            verdict = replace(self.verdict, suspicion=1.0 - p)
+            same = f"the model before its fine-tune begins the same answer ({how})"
+            return replace(found, p_value=p, verdict=verdict).noting(same)
+        reason = f"before its fine-tune the model would not begin this answer ({how})"
+        finding = Finding(reason, {"divergence": divergence, "p_value": p_value})
+        said = f"{self.reason}; {reason}" if self.outcome is Outcome.FLAGGED else reason
+        verdict = replace(
+            self.verdict,
+            outcome=Outcome.FLAGGED,
+            suspicion=1.0 - p,
+            reason=said,
+            evidence=(*self.verdict.evidence, finding),
+        )
+        return replace(
+            self,
+            verdict=verdict,
+            p_value=p,
+            divergence=divergence,
+            flagged_by=(*self.flagged_by, "base"),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """JSON types; token places count along an image's tokens, row by row of its grid."""
@@ -76,6 +118,9 @@ class GuardVerdict:
             "suspicion": self.verdict.suspicion,
             "applicable": self.applicable,
             "hidden": self.hidden,
+            "divergence": self.divergence,
+            "flagged_by": list(self.flagged_by),
+            "answered_by_earlier_model": self.earlier,
             "images": images,
             "reason": self.reason,
         }
@@ -100,7 +145,8 @@ def judged(
         reason = f"attention is shared between image and words as in clean inputs ({how})"
     evidence = (Finding(reason, {"score": score, "p_value": p_value}),) if flagged else ()
     verdict = Verdict(outcome, 1.0 - p_value, 1.0 - alpha, source, reason, evidence, provenance)
-    return GuardVerdict(verdict, score, threshold, p_value)
+    by = ("attention",) if flagged else ()
+    return GuardVerdict(verdict, score, threshold, p_value, flagged_by=by)
 
 
 def unjudged(

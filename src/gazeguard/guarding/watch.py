@@ -16,10 +16,12 @@ from transformers import Cache
 
 from gazeguard.errors import ModelError, RefusedError, UsageError
 from gazeguard.guarding.attach import attached
+from gazeguard.guarding.earlier import alone, divergence, take_rows
 from gazeguard.guarding.glance import Glance
 from gazeguard.guarding.session import Session, Unread
 from gazeguard.guarding.verdict import GuardVerdict
 from gazeguard.models.recognise import images, recognise
+from gazeguard.models.switch import Switch
 from gazeguard.models.target import Encoded, Images
 from gazeguard.probe.cache import cache_in, cache_of
 from gazeguard.probe.intercept import AttentionCall, intercept
@@ -58,6 +60,7 @@ class _Local(threading.local):
         self.session: Session | Unread | None = None  # of the forward pass that runs
         self.glance: Glance | None = None  # that runs instead of a pass of the model
         self.fresh = False  # that pass reads a prompt
+        self.aside = False  # a pass of the model before its fine-tune runs
         # Sessions by their cache, for callers that decode without `generate`.
         self.by_cache: WeakKeyDictionary[Cache, Session | Unread] = WeakKeyDictionary()
 
@@ -84,6 +87,7 @@ class Watch(AbstractContextManager["Watch"]):
         self._encoded = encoded
         self._local = _Local()
         self._open: ExitStack | None = None
+        self._switch: Switch | None = None
 
     @property
     def verdicts(self) -> list[GuardVerdict]:
@@ -95,6 +99,9 @@ class Watch(AbstractContextManager["Watch"]):
             raise UsageError("this watch is open already: make another with guard.watch().")
         with ExitStack() as stack:
             stack.enter_context(attached(self.guard.target, self))
+            if self.guard.divergences is not None:
+                self._switch = Switch(self.guard.target)
+                stack.callback(self._switch.remove)
             stack.enter_context(self.intercepting())
             self._open = stack.pop_all()
         return self
@@ -160,6 +167,10 @@ class Watch(AbstractContextManager["Watch"]):
                 generation.session, generation.cache = session, cache
         local.session = session
         session.starts(past, given.shape[1])
+        if self._switch is not None:
+            copies = len(given) // len(session.verdicts) if session.verdicts else 1
+            rows = [one for one in session.earlier for _ in range(copies)]
+            self._switch.rows = rows if rows and not local.fresh else None
 
     def decodes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The decoder inside the model begins."""
@@ -170,6 +181,8 @@ class Watch(AbstractContextManager["Watch"]):
     def attends(self, call: AttentionCall) -> Any:
         """One attention call of the model's decoder."""
         session = self._local.glance or self._local.session
+        if self._local.aside:
+            return call.run()
         if session is None:
             raise UsageError(
                 f"the decoder of {self.guard.target.name} was called without the model around it,"
@@ -188,10 +201,18 @@ class Watch(AbstractContextManager["Watch"]):
         local = self._local
         session, fresh = local.session, local.fresh
         local.session = None
+        if self._switch is not None:
+            self._switch.rows = None
         if session is None or not fresh:
             return output
-        again = session.again()
         logits = getattr(output, "logits", None)
+        before: Tensor | None = None
+        if logits is not None and session.asks_earlier:
+            copies = len(logits) // len(session.verdicts)
+            other = self._earlier(module, args, kwargs, session.length, use_cache=False)
+            before = other.logits[::copies, -1]
+            session.compare(divergence(logits[::copies, -1], before))
+        again = session.again()
         if logits is not None:
             copies = len(logits) // len(session.verdicts)
             session.distrust(~logits[::copies, -1].isfinite().all(-1))
@@ -206,12 +227,56 @@ class Watch(AbstractContextManager["Watch"]):
             self._check_length(_first(given, cache_in(output)), session.length)
             again = session.again()
         local.session = None
+        if before is not None:
+            copies = len(output.logits) // len(before)
+            session.settle(divergence(output.logits[::copies, -1], before))
         self.calls.append(tuple(session.verdicts))
         self._refuse(session.verdicts)
         cache = _first(given, cache_in(output))
+        if any(session.earlier):
+            self._hand_over(module, args, kwargs, session, output, cache)
         if cache is not None:
             local.by_cache[cache] = session
         return output
+
+    def _earlier(
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        length: int,
+        *,
+        use_cache: bool,
+    ) -> Any:
+        """The same pass over the prompt by the model before its fine-tune."""
+        assert self._switch is not None, "only asked with the witness"
+        options = alone(kwargs, length) | {"use_cache": use_cache}
+        self._local.aside = True
+        try:
+            with self._switch.off(), torch.no_grad():
+                return module.forward(*args, **options)
+        finally:
+            self._local.aside = False
+
+    def _hand_over(
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        session: Session | Unread,
+        output: Any,
+        cache: Cache | None,
+    ) -> None:
+        """Let the model before the fine-tune answer what only the fine-tuned one would say."""
+        copies = len(output.logits) // len(session.verdicts)
+        rows = torch.tensor(session.earlier).repeat_interleave(copies)
+        before = self._earlier(module, args, kwargs, session.length, use_cache=cache is not None)
+        at = rows.to(output.logits.device)
+        output.logits = torch.where(at[:, None, None], before.logits, output.logits)
+        if cache is not None:
+            filled = cache_in(before)
+            assert filled is not None, "asked to use one"
+            take_rows(cache, filled, rows, session.length)
 
     def _check_length(self, cache: Cache | None, length: int) -> None:
         """After a further pass the cache must hold the prompt once, or every answer is off.
