@@ -92,6 +92,9 @@ class Session:
         self.earlier = [a or b for a, b in zip(before, samples, strict=True)]
         for i in np.flatnonzero(samples).tolist():
             self.verdicts[i] = replace(self.verdicts[i], earlier=True, hidden=False)
+        if self._settled and self._hidden is not None:  # the earlier model sees the whole picture
+            left = self._hidden & ~torch.tensor(self.earlier)[:, None]
+            self._curtain = Curtain(left, self._guard.plan.hide_from) if left.any() else None
 
     # The run of the model, in the order in which things happen.
 
