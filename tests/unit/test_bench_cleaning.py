@@ -139,11 +139,11 @@ def test_what_could_not_be_measured_stays():
     assert (found[7:] == bad).mean() > 0.995
 
 
-def test_bye_is_what_clean_decided():
+def test_clean_is_what_clean_decided():
     report = SimpleNamespace(
         rows=np.array([0, 2, 3]), result=SimpleNamespace(is_flagged=np.array([False, True, False]))
     )
-    found = run("bye", n=4, cleaned=SimpleNamespace(report=report))
+    found = run("clean", n=4, cleaned=SimpleNamespace(report=report))
     assert found.tolist() == [False, False, True, False]
 
 

@@ -127,7 +127,8 @@ class Traffic(_OfTuned):
     @cached_property
     def watcher(self) -> Guard:
         """A guard that only looks on: what `answers` runs under, so that all runs compare."""
-        return Guard.fit(self.target, self.known_ratios, alpha=0.05, seed=self.seed)
+        known = replace(self.known_ratios, divergence=None)
+        return Guard.fit(self.target, known, alpha=0.05, seed=self.seed)
 
     @cached_property
     def plain(self) -> list[str]:
@@ -151,7 +152,9 @@ class Traffic(_OfTuned):
         return given
 
     def _measured(self, requests: Sequence[Sample]) -> Measured:
-        return measure(self.target, requests, layers=self.target.layers, batch_size=BATCH)
+        return measure(
+            self.target, requests, layers=self.target.layers, batch_size=BATCH, earlier=True
+        )
 
 
 @dataclass(frozen=True)

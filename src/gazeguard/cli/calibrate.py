@@ -80,6 +80,13 @@ def _prune(ctx: click.Context, param: click.Parameter, value: str | None) -> Any
     "multiple of the even share of attention.",
 )
 @click.option(
+    "--witness",
+    type=click.Choice(["all", "attention"]),
+    default="all",
+    show_default=True,
+    help="all also compares with the model before its fine-tune, for a model with an adapter.",
+)
+@click.option(
     "--keep-outliers",
     is_flag=True,
     help="Accept rows that stand apart from all others, as poisoned ones would.",
@@ -99,6 +106,7 @@ def calibrate(
     setting: str | None,
     layers: Any,
     prune: Any,
+    witness: Any,
     keep_outliers: bool,
     images: Path | None,
     columns: Columns,
@@ -111,8 +119,9 @@ def calibrate(
     """Learn from clean DATA what normal inputs look like to MODEL, and write a guard.
 
     DATA is a data set in any format that `gazeguard clean` reads, without triggers and like the
-    traffic to come. 109 rows are enough for an alpha of 1 %; with 800 the threshold hardly depends
-    on which rows they are. Of a conversation the last user turn counts, with all before it.
+    traffic to come. 109 rows are enough for an alpha of 1 %, 209 to also compare with the model
+    before its fine-tune; with 800 the thresholds hardly depend on which rows they are. Of a
+    conversation the last user turn counts, with all before it.
     """
     verbosity = QUIET if quiet else NORMAL
     from gazeguard.data.read import open_dataset
@@ -149,6 +158,7 @@ def calibrate(
                 setting=setting or DEFAULT_SETTING,
                 layers=layers,
                 prune=prune,
+                witness=witness,
                 outliers="keep" if keep_outliers else "refuse",
                 batch_size=batch_size,
                 seed=seed,
@@ -165,6 +175,11 @@ def calibrate(
         f"{counts['left_out'] + left_out} left out."
     )
     click.echo(f"Layers {watched}; inputs further away than {guard.threshold:.4g} are flagged.")
+    if guard.divergences is not None:
+        click.echo(
+            f"So are those whose answer diverges by more than {guard.most_divergent:.3g} nats from"
+            f" that before the fine-tune ({len(guard.divergences)} samples)."
+        )
     click.echo(
         f"Of clean inputs these are at most {guard.alpha:.2%} on average over calibrations, and at"
         f" most {guard.rate_bound:.2%} for 95 of 100 calibrations with as many samples."

@@ -37,11 +37,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> what it is, settings of `BYE("paper")`. `separation` is that of layers and of rows."""
 
 
-@defence("bye", "data", ours=True)
-def bye(upload: Upload) -> Bools:
-    """`gazeguard clean` with its default rule."""
+@defence("clean", "data", ours=True)
+def clean(upload: Upload) -> Bools:
+    """`gazeguard clean` as it is: attention, and triggers that are rebuilt and fire."""
     report = upload.cleaned.report
     return _of_rows(upload, report.rows, report.result.is_flagged)
+
+
+@defence("bye", "data", ours=True)
+def bye(upload: Upload) -> Bools:
+    """`gazeguard clean --witness attention`: our rule on where the model looks, and that alone."""
+    result = BYE(random_state=upload.seed).fit(upload.profile).result_
+    return _of_rows(upload, upload.profile.row, result.is_flagged)
 
 
 @defence("bye-unguarded", "data")

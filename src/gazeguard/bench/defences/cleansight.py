@@ -6,6 +6,8 @@ guard; all other answers are, bit for bit, those without a guard.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gazeguard.bench.defences.registry import Function, defence
@@ -41,10 +43,16 @@ ABLATIONS: dict[str, tuple[str, str]] = {
 """Name -> variant of `bench.guard`, what it is."""
 
 
-def fit(traffic: Traffic, setting: Setting) -> Guard:
-    """A guard on the known requests, at an alpha of 1 % or what so few of them support."""
+def fit(traffic: Traffic, setting: Setting, *, earlier: bool = False) -> Guard:
+    """A guard on the known requests, at an alpha of 1 % or what so few of them support.
+
+    With two witnesses each gets that alpha: the table's false alarms are those of both.
+    """
     usable = int(traffic.known_ratios.finite.sum())
-    alpha = max(ALPHA, supported_alpha(max(1, usable - usable // 2)))
+    alpha = max(ALPHA, supported_alpha(max(1, usable - usable // 2))) * (2 if earlier else 1)
+    known = traffic.known_ratios
+    if not earlier:
+        known = replace(known, divergence=None)
     copies = None
     if setting.layers == "auto":
         copies = changed_ratios(
@@ -52,7 +60,7 @@ def fit(traffic: Traffic, setting: Setting) -> Guard:
         )
     return Guard.fit(
         traffic.target,
-        traffic.known_ratios,
+        known,
         alpha=alpha,
         setting=setting,
         seed=traffic.seed,
@@ -65,6 +73,9 @@ def guarded(traffic: Traffic, guard: Guard) -> Responses:
     seen = traffic.asked_ratios.features(guard.plan.layers, guard.setting.feature)
     score = guard.detector.score(seen)
     flagged = score > guard.threshold
+    divergence = traffic.asked_ratios.divergence
+    if guard.most_divergent is not None and divergence is not None:
+        flagged |= divergence > guard.most_divergent
     answers: list[str | None] = [*traffic.plain]
     places = np.flatnonzero(flagged).tolist()
     anew = traffic.answers([traffic.asked[i] for i in places], guard)
@@ -73,9 +84,15 @@ def guarded(traffic: Traffic, guard: Guard) -> Responses:
     return Responses(answers, score, flagged)
 
 
+@defence("guard", "input", ours=True)
+def both(traffic: Traffic) -> Responses:
+    """`gazeguard guard` as it is: attention, and the model before its fine-tune."""
+    return guarded(traffic, fit(traffic, SETTINGS[DEFAULT_SETTING], earlier=True))
+
+
 @defence("cleansight", "input", ours=True)
 def default(traffic: Traffic) -> Responses:
-    """`gazeguard guard` with its default setting."""
+    """`gazeguard calibrate --witness attention`: where the model looks, and that alone."""
     return guarded(traffic, fit(traffic, SETTINGS[DEFAULT_SETTING]))
 
 

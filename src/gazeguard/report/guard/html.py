@@ -141,9 +141,12 @@ def _look(request: Request, drawn: Drawn) -> dict[str, Any]:
 
 def _note(request: Request) -> str:
     """What was done about the tokens that stand out."""
+    earlier = "the model before its fine-tune answered" if request.earlier else ""
     if request.tokens is None:
-        return ""
+        return earlier[:1].upper() + earlier[1:]
     some = _some(request, request.tokens)
+    if earlier:
+        return f"{some}; {earlier}"
     if whole_picture_hidden(request):
         total = sum(one.size for one in request.tokens)
         some = f"All {total} image tokens were hidden: the answer is blind"

@@ -1,6 +1,6 @@
 """The machine-readable report of one guarded run.
 
-Schema 1.1 (`report/schema/guard-report-1.json`; a new optional field raises the second number,
+Schema 1.2 (`report/schema/guard-report-1.json`; a new optional field raises the second number,
 anything else the first and the file's name). `outcome` is that of the worst request, and never
 `clean` while `finished` is false. Requests are not listed: `gazeguard guard --data` prints a JSON
 line for each.
@@ -24,7 +24,7 @@ from gazeguard.report.guard.model import (
 from gazeguard.report.guard.text import headline
 from gazeguard.report.page import skipped_groups
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -46,6 +46,7 @@ def as_json(report: GuardReport) -> dict[str, Any]:
             "threshold_source": report.source,
             "alpha": report.alpha,
             "rate_bound": report.rate_bound,
+            "most_divergent": report.most_divergent,
             "threshold_spread": report.spread,
             "flagged_share": {
                 "value": share,

@@ -35,6 +35,7 @@ class Request:
         heat: how much they do, likewise.
         hidden: whether they were hidden from the model.
         disarmed: as in `Guarded`.
+        earlier: as in `GuardVerdict`.
     """
 
     row: int
@@ -49,6 +50,7 @@ class Request:
     heat: tuple[NDArray[np.float32], ...] | None = None
     hidden: bool = False
     disarmed: bool | None = None
+    earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Counts:
         blinded: flagged requests from which the whole picture was hidden.
         unguarded: requests that were not judged and still answered.
         unchanged: flagged requests whose answer is the same with nothing hidden.
+        earlier: flagged requests that the model before its fine-tune answered.
     """
 
     requests: int
@@ -72,6 +75,7 @@ class Counts:
     blinded: int
     unguarded: int
     unchanged: int = 0
+    earlier: int = 0
 
     @property
     def judged(self) -> int:
@@ -101,6 +105,9 @@ class GuardReport:
         reasons: why requests were not judged, all of them.
         guard: the guard's own settings, as JSON types.
         provenance: what was run on what.
+        divergences: float64 `(m,)`, of clean inputs, as in `Guard`; None where the model before
+            the fine-tune is not asked.
+        most_divergent: what is flagged is above it; None likewise.
     """
 
     mode: str
@@ -120,6 +127,8 @@ class GuardReport:
     reasons: list[SkippedRow]
     guard: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    divergences: NDArray[np.float64] | None = None
+    most_divergent: float | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -145,13 +154,20 @@ def chance_if_clean(report: GuardReport) -> float | None:
     For m clean inputs that are drawn independently and like the n of the calibration, the share
     above the threshold is a beta variable with `(r, n + 1 - r)`, r being the rank of the threshold
     from above, so the number of alarms is beta-binomial. Ties among the scores make it an upper
-    bound.
+    bound. Of two witnesses one must have given half of the alarms, so their chances for that add
+    up to another.
 
     Source: Vovk, Conditional validity of inductive conformal predictors (2012), for the share.
     """
-    n, counts = len(report.calibration), report.counts
+    counts = report.counts
     if not counts.judged:
         return None
-    rank = np.count_nonzero(report.calibration >= report.threshold)
-    found = betabinom.sf(counts.flagged - 1, counts.judged, rank, n + 1 - rank)
-    return float(min(1.0, max(0.0, found)))
+    judges = [(report.calibration, report.threshold)]
+    if report.divergences is not None and report.most_divergent is not None:
+        judges.append((report.divergences, report.most_divergent))
+    alarms = -(-counts.flagged // len(judges))
+    found = 0.0
+    for known, threshold in judges:
+        n, rank = len(known), np.count_nonzero(known >= threshold)
+        found += float(betabinom.sf(alarms - 1, counts.judged, rank, n + 1 - rank))
+    return min(1.0, max(0.0, found))

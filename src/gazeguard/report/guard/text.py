@@ -26,10 +26,21 @@ def headline(report: GuardReport) -> str:
         return f"{asked}: none could be judged"
     parts = ["none flagged"]
     if counts.flagged:
-        parts = [f"{words.count(counts.flagged)} flagged and {_TREATED[report.mode]}"]
+        parts = [f"{words.count(counts.flagged)} flagged and {_treated(report)}"]
     if counts.not_judged:
         parts.append(f"{words.count(counts.not_judged)} not judged")
     return f"{asked}: {', '.join(parts)}"
+
+
+def _treated(report: GuardReport) -> str:
+    """What became of flagged requests."""
+    earlier = report.counts.earlier
+    if not earlier:
+        return _TREATED[report.mode]
+    by = "answered by the model before its fine-tune"
+    if earlier == report.counts.flagged:
+        return by
+    return f"{by} ({words.count(earlier)}) or with the image parts that stood out hidden"
 
 
 def lede(report: GuardReport) -> str:
