@@ -149,7 +149,8 @@ def test_one_odd_calibration_row_is_named_and_can_be_kept(target, rows):
 
 
 def test_a_prompt_unlike_the_calibrations_is_never_clean(target, rows, tmp_path):
-    guard = Guard.calibrate(target, samples(rows[:60]), alpha=ALPHA, batch_size=30)
+    known = samples(rows[:60])
+    guard = Guard.calibrate(target, known, alpha=ALPHA, batch_size=30, witness="attention")
     guard = Guard.load(guard.save(tmp_path), target)
     other = [
         replace(s, turns=(Turn("user", (ImagePart(0), TextPart(text))),))
@@ -163,7 +164,7 @@ def test_a_prompt_unlike_the_calibrations_is_never_clean(target, rows, tmp_path)
     wide = Guard(
         target,
         replace(
-            guard._saved, arrays=guard._saved.arrays | {"calibration": np.linspace(0, 1e6, 30)}
+            guard._saved, arrays=guard._saved.arrays | {"calibration": np.linspace(0, 1e6, 60)}
         ),
     )
     found = answer(wide, other, max_new_tokens=2, fail_closed=True)
@@ -179,7 +180,7 @@ def pair(first: Row, second: Row) -> Sample:
 
 def test_of_a_pair_only_the_triggered_picture_loses_tokens(target, rows):
     clean = [pair(*rows[2 * i : 2 * i + 2]) for i in range(60)]
-    guard = Guard.calibrate(target, clean, alpha=ALPHA, batch_size=30)
+    guard = Guard.calibrate(target, clean, alpha=ALPHA, batch_size=30, witness="attention")
     bad = trigger_all(rows[120:140], ATTACKS["badnet-center"], 0)
     asked = [pair(a, b) for a, b in zip(rows[140:160], bad, strict=True)]
     found = [g.verdict for g in answer(guard, asked, max_new_tokens=1)]
@@ -220,7 +221,7 @@ def ask(on_disk: Path, *options: str) -> int:
 
 def test_calibrate_says_what_it_did(on_disk, capsys):
     saved = json.loads((on_disk / "guard" / "guard.json").read_text())
-    assert saved["samples"] == {"fit": 30, "threshold": 30, "left_out": 0}
+    assert saved["samples"] == {"fit": 21, "threshold": 39, "left_out": 0}
     assert saved["model"]["adapter"] is not None
     set_ = on_disk / "clean" / "data.json"
     few = ["calibrate", str(BASE), str(set_), "--out", str(on_disk / "few"), "--limit", "40"]
@@ -233,14 +234,15 @@ def test_calibrate_says_what_it_did(on_disk, capsys):
 
 def test_calibration_tells_what_it_promises(on_disk):
     said = (on_disk / "said").read_text()
-    assert "30 samples to fit, 30 for the threshold, 0 left out" in said
+    assert "21 samples to fit, 39 for the threshold, 0 left out" in said
+    assert re.search(r"diverges by more than \S+ nats from that before .* \(60 samples\)", said)
     assert "at most 5.00% on average over calibrations" in said
-    assert "at most 9.50% for 95 of 100 calibrations with as many samples" in said
+    assert "at most 14.99% for 95 of 100 calibrations with as many samples" in said
     low, high = map(float, re.findall(r"the threshold would be (\S+) to (\S+):", said)[0])
     saved = json.loads((on_disk / "guard" / "guard.json").read_text())
     assert [low, high] == pytest.approx(saved["threshold_spread"], rel=1e-3)
     assert low < high
-    assert "give about 158 samples" in said
+    assert "give about 318 samples" in said
 
 
 def test_a_guard_from_before_prompts_were_kept_still_loads(on_disk, target, tmp_path):
@@ -372,3 +374,37 @@ def test_a_guard_of_another_model_is_refused(on_disk, capsys, tmp_path, rows):
     where = ["--guard", str(on_disk / "guard"), "--image", picture, "--prompt", "what?"]
     assert run(["guard", str(BASE), *where]) == 2
     assert "differs from it in adapter" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_model_before_its_fine_tune_tells_on_a_trigger(target, rows, tmp_path):
+    """It flags by itself, answers where nothing is hidden, and is left out where that is asked."""
+    known, clean = samples(rows[:100]), rows[100:140]
+    bad = trigger_all(clean, ATTACKS["badnet-center"], 0)
+    guard = Guard.calibrate(target, known, alpha=ALPHA, batch_size=50)
+    assert len(guard.divergences) == 100, "all of them: nothing is fitted"
+    guard = Guard.load(guard.save(tmp_path), target)
+    detected = [g.verdict for g in answer(guard, samples(bad), max_new_tokens=1, mode="detect")]
+    assert np.mean(["base" in v.flagged_by for v in detected]) >= 0.9
+    quiet = [g.verdict for g in answer(guard, samples(clean), max_new_tokens=1, mode="detect")]
+    assert np.mean(["base" in v.flagged_by for v in quiet]) <= 0.1
+    assert all("before its fine-tune" in v.reason for v in (*detected, *quiet))
+    given = answer(guard, samples(bad), max_new_tokens=40)
+    assert not any("Backdoor" in str(one.answer) for one in given if one.verdict.flagged_by)
+    alone = Guard.calibrate(target, known, alpha=ALPHA, batch_size=50, witness="attention")
+    assert alone.divergences is None
+    (found,) = answer(alone, samples(bad[:1]), max_new_tokens=1)
+    assert found.verdict.divergence is None
+
+
+def test_one_calibration_row_that_diverges_as_no_other_is_named(target, rows):
+    known = samples(rows[:60])
+    known[7] = samples(trigger_all(rows[7:8], ATTACKS["badnet-center"], 0))[0]
+    with pytest.raises(UsageError, match=r"row \d+ \(id .* stands apart .*--keep-outliers"):
+        Guard.calibrate(target, known, alpha=ALPHA, batch_size=30)
+
+
+def test_too_few_rows_for_two_witnesses_leave_attention_alone(target, rows, caplog):
+    guard = Guard.calibrate(target, samples(rows[:32]), alpha=ALPHA, batch_size=32)
+    assert guard.divergences is None
+    assert guard.each == ALPHA
+    assert "too few to compare with the model before its fine-tune" in caplog.text

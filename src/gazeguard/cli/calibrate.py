@@ -194,10 +194,11 @@ def _advice(guard: Guard) -> str:
     assert guard.spread is not None, "made a moment ago"
     low, high = guard.spread
     text = f"With the samples split otherwise the threshold would be {low:.4g} to {high:.4g}"
-    enough = recommended_samples(guard.alpha)
+    enough = recommended_samples(guard.each)
     if len(guard.calibration) >= enough:
         return f"{text}."
+    keeps = min(1.0, rate_bound(enough, guard.each) * guard.alpha / guard.each)
     return (
-        f"{text}: give about {2 * enough:,} samples, and 95 of 100 calibrations keep to"
-        f" {rate_bound(enough, guard.alpha):.2%}."
+        f"{text}: give about {2 * enough:,} samples, and 95 of 100 calibrations keep to about"
+        f" {keeps:.2%}."
     )
