@@ -158,6 +158,29 @@ def test_hidden_tokens_that_calm_neither_witness_are_not_enough(tuned, samples):
     torch.testing.assert_close(guarded[most], before[most], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf], ids=["nan", "inf"])
+def test_what_cannot_be_compared_is_not_clean(number, tuned, samples, monkeypatch):
+    target = tuned("llava")
+    guard, most = flagging(target, samples)
+    guard.most_divergent, guard.divergences = 1e9, np.full(399, 1e9)
+    monkeypatch.setattr(
+        "gazeguard.guarding.watch.divergence", lambda *_: np.full(len(samples), float(number))
+    )
+    with guard.watch("detect", encoded=target.encode(samples)) as watch:
+        generate(target, samples)
+    expected = Outcome.INCONCLUSIVE if number != torch.inf else Outcome.FLAGGED
+    assert [verdict.outcome for verdict in watch.verdicts] == [expected] * len(samples)
+
+
+def test_an_output_without_logits_is_not_clean(tuned, samples):
+    target = tuned("llava")
+    guard, _ = flagging(target, samples)
+    encoded = target.encode(samples)
+    with guard.watch("detect", encoded=encoded) as watch, torch.no_grad():
+        target.base(**encoded.inputs, return_dict=False)
+    assert {verdict.outcome for verdict in watch.verdicts} == {Outcome.INCONCLUSIVE}
+
+
 def test_another_thread_keeps_the_adapter(tuned, samples):
     target = tuned("llava")
     inputs = target.encode(samples).inputs

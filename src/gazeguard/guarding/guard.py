@@ -34,7 +34,7 @@ from gazeguard.guarding.measure import Measured, OnSkip, Progress, measure
 from gazeguard.guarding.prompts import words_of
 from gazeguard.guarding.saved import Saved, read, write
 from gazeguard.guarding.selfcheck import prove
-from gazeguard.guarding.verdict import GuardVerdict, judged, unjudged
+from gazeguard.guarding.verdict import NOT_COMPARED, GuardVerdict, judged, unjudged
 from gazeguard.guarding.watch import Mode, Watch
 from gazeguard.methods.cleansight.detector import Detector
 from gazeguard.methods.cleansight.looks import Hiding, Look
@@ -52,7 +52,7 @@ from gazeguard.methods.cleansight.settings import (
 from gazeguard.models.fingerprint import fingerprint
 from gazeguard.models.recognise import Frame, frame_of
 from gazeguard.models.target import Encoded, Images, Target
-from gazeguard.types import Sample
+from gazeguard.types import Outcome, Sample
 
 ALPHA = 0.01
 
@@ -311,8 +311,8 @@ class Guard:
         most = self.most_divergent
         if self.divergences is None or most is None or not verdict.applicable:
             return verdict
-        if not np.isfinite(divergence):
-            return verdict
+        if np.isnan(divergence):  # nothing is clean of which a part was not looked at
+            return verdict if verdict.outcome is Outcome.FLAGGED else self.unjudged(NOT_COMPARED)
         return verdict.compared(divergence, most, self._together(self.divergences, divergence))
 
     def _together(self, known: NDArray[np.float64], score: float) -> float:

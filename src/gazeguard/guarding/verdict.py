@@ -12,6 +12,7 @@ from gazeguard.types import Finding, Outcome, Verdict
 
 NO_IMAGE = "the prompt has no image, so no image trigger can be active"
 NO_WORDS = "the prompt has no words of the user to compare the image with"
+NOT_COMPARED = "it could not be compared with the model before its fine-tune: no finite logits"
 NOT_FINITE = "the model's numbers for this prompt are not finite (NaN or infinity)"
 
 

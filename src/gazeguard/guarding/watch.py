@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -207,7 +208,9 @@ class Watch(AbstractContextManager["Watch"]):
             return output
         logits = getattr(output, "logits", None)
         before: Tensor | None = None
-        if logits is not None and session.asks_earlier:
+        if logits is None and session.asks_earlier:
+            session.compare(np.full(len(session.verdicts), np.nan))
+        elif logits is not None and session.asks_earlier:
             copies = len(logits) // len(session.verdicts)
             other = self._earlier(module, args, kwargs, session.length, use_cache=False)
             before = other.logits[::copies, -1]

@@ -76,6 +76,8 @@ def guarded(traffic: Traffic, guard: Guard) -> Responses:
     divergence = traffic.asked_ratios.divergence
     if guard.most_divergent is not None and divergence is not None:
         flagged |= divergence > guard.most_divergent
+        # One score for the curves: how far beyond its own threshold the louder witness is.
+        score = np.maximum(score / guard.threshold, divergence / guard.most_divergent)
     answers: list[str | None] = [*traffic.plain]
     places = np.flatnonzero(flagged).tolist()
     anew = traffic.answers([traffic.asked[i] for i in places], guard)
