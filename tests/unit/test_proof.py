@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gazeguard.cleaning.proof import CHOOSE, MAX_ROWS, groups
+from gazeguard.cleaning.proof import CHOOSE, MAX_ROWS, _Say, groups
+from gazeguard.errors import MeasurementError
 from gazeguard.methods.rebuild import RECIPIENTS
 
 
@@ -76,3 +77,29 @@ def test_no_group_no_proof() -> None:
     profile, result = judged(["red"] * 4, [False] * 4)
     result.info = {}
     assert groups(profile, result, [], seed=0) == []
+
+
+@pytest.mark.parametrize(("fits", "asked"), [(16, [16, 4]), (5, [16, 8, 4, 4, 4, 4, 4]), (0, [])])
+def test_answers_are_asked_for_as_many_at_once_as_memory_holds(
+    fits: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def written(target: Any, inputs: list[int], tokens: int) -> list[str]:
+        tried.append(len(inputs))
+        if len(inputs) > fits:
+            raise MemoryError
+        return [str(i) for i in inputs]
+
+    monkeypatch.setattr("gazeguard.cleaning.proof.written", written)
+    target: Any = SimpleNamespace(
+        adapter=None, encode=lambda samples: SimpleNamespace(inputs=list(samples))
+    )
+    samples: Any = list(range(20))
+    say = _Say(target, None, "words", 3)
+    if not fits:
+        with pytest.raises(MeasurementError, match="a single answer"):
+            say.now(samples)
+        return
+    assert say.now(samples) == [str(i) for i in samples]
+    assert tried == asked

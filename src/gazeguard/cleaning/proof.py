@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gazeguard.errors import GazeguardError
+from gazeguard.cleaning.batches import out_of_memory
+from gazeguard.cleaning.measure import free_memory
+from gazeguard.errors import GazeguardError, MeasurementError
 from gazeguard.methods.bye.conditioning import PromptKinds
 from gazeguard.methods.bye.phrases import holds
 from gazeguard.methods.rebuild import (
@@ -170,6 +172,7 @@ def _rows(dataset: Dataset, group: Group, proof: Proof, made: Rebuilt) -> tuple[
         (asked.row, asked.turn)
         for asked in _with_one_picture(dataset, set(group.named))
         if made.carries(_pixels(_picture(asked), shape))
+        and (not proof.words or has_words(asked.prompt, proof.words))
     )
     return group.named if len(carrying) >= _ALL * len(group.named) else carrying
 
@@ -181,6 +184,7 @@ class _Say:
         self.phrase = phrase
         self._target, self._base, self._tokens = target, base, tokens
         self.knows_before = base is not None or target.adapter is not None
+        self._at_once = _AT_ONCE
 
     def now(self, samples: Sequence[Sample]) -> list[str]:
         return self._answers(self._target, samples)
@@ -197,10 +201,19 @@ class _Say:
 
     def _answers(self, target: Target, samples: Sequence[Sample]) -> list[str]:
         found: list[str] = []
-        with torch.inference_mode():
-            for start in range(0, len(samples), _AT_ONCE):
-                inputs = target.encode(samples[start : start + _AT_ONCE]).inputs
-                found += written(target, inputs, self._tokens)
+        while some := samples[len(found) : len(found) + self._at_once]:
+            try:
+                with torch.inference_mode():
+                    found += written(target, target.encode(some).inputs, self._tokens)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside of the handler: until it ends, the error keeps the failed pass's tensors.
+            free_memory()
+            if len(some) == 1:
+                raise MeasurementError("Memory does not hold a single answer.")
+            self._at_once = len(some) // 2
         return found
 
 
