@@ -262,6 +262,7 @@ def test_a_data_set_gives_page_and_json_and_the_same_lines(llava, rigged, tmp_pa
         "blinded": 0,
         "unguarded": 0,
         "unchanged": 0,
+        "earlier": 0,
     }
     assert loaded["provenance"]["data"]["rows"] == 6
     assert loaded["provenance"]["arguments"]["batch_size"] == 2

@@ -152,9 +152,8 @@ class Traffic(_OfTuned):
         return given
 
     def _measured(self, requests: Sequence[Sample]) -> Measured:
-        return measure(
-            self.target, requests, layers=self.target.layers, batch_size=BATCH, earlier=True
-        )
+        target, earlier = self.target, self.target.adapter is not None
+        return measure(target, requests, layers=target.layers, batch_size=BATCH, earlier=earlier)
 
 
 @dataclass(frozen=True)

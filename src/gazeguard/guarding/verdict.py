@@ -74,15 +74,14 @@ class GuardVerdict:
             most: what is flagged is above it.
             p_value: of the divergence.
         """
+        if self.outcome is Outcome.INCONCLUSIVE:  # nor was any input like it in the calibration
+            return replace(self, divergence=divergence)
         how = f"divergence {divergence:.3g} against {most:.3g} nats, p = {p_value:.3g}"
         p = p_value if self.p_value is None else min(p_value, self.p_value)
         if divergence <= most:
-            found = replace(self, divergence=divergence)
-            if self.outcome is Outcome.INCONCLUSIVE:
-                return found
             verdict = replace(self.verdict, suspicion=1.0 - p)
-            same = f"the model before its fine-tune begins the same answer ({how})"
-            return replace(found, p_value=p, verdict=verdict).noting(same)
+            found = replace(self, divergence=divergence, p_value=p, verdict=verdict)
+            return found.noting(f"the model before its fine-tune begins the same answer ({how})")
         reason = f"before its fine-tune the model would not begin this answer ({how})"
         finding = Finding(reason, {"divergence": divergence, "p_value": p_value})
         said = f"{self.reason}; {reason}" if self.outcome is Outcome.FLAGGED else reason

@@ -59,7 +59,7 @@ class Recorder:
         self._not_judged: list[Request] = []
         self._reasons: list[SkippedRow] = []
         self._blinded = self._unguarded = self._unchanged = self._flagged_count = 0
-        self._earlier = self._clean_count = 0
+        self._earlier = 0
 
     def add(self, row: Sample | SkippedRow, found: Guarded | str) -> None:
         """One more request.
@@ -69,35 +69,32 @@ class Recorder:
             found: the answer and its verdict, or why there is none.
         """
         request = _request(row, found)
-        if request.outcome is Outcome.INCONCLUSIVE:
+        if request.score is None:
             self._reasons.append(SkippedRow(request.row, request.reason, request.sample_id))
             self._unguarded += request.answer is not None
             if len(self._not_judged) < KEPT:
                 self._not_judged.append(request)
             return
-        score = np.inf if request.score is None else request.score  # only the other witness judged
-        if request.score is not None:
-            self._scores.append(request.score)
+        self._scores.append(request.score)
         if request.outcome is Outcome.FLAGGED:
             self._flagged_count += 1
             self._earlier += request.earlier
             self._blinded += whole_picture_hidden(request)
             self._unchanged += request.disarmed is False
-            self._flagged.add(score, request)
+            self._flagged.add(request.score, request)
         else:
-            self._clean_count += 1
-            self._clean.add(score, request)
-            self._typical.add(-abs(score - self._middle), request)
+            self._clean.add(request.score, request)
+            self._typical.add(-abs(request.score - self._middle), request)
 
     def report(self, provenance: Mapping[str, Any], *, finished: bool) -> GuardReport:
         """What was seen so far."""
-        guard, flagged, clean = self._guard, self._flagged_count, self._clean_count
+        guard, judged, flagged = self._guard, len(self._scores), self._flagged_count
         return GuardReport(
             mode=self._mode,
             finished=finished,
             counts=Counts(
-                requests=clean + flagged + len(self._reasons),
-                clean=clean,
+                requests=judged + len(self._reasons),
+                clean=judged - flagged,
                 flagged=flagged,
                 not_judged=len(self._reasons),
                 blinded=self._blinded,
