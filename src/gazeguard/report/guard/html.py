@@ -76,6 +76,7 @@ def render_html(
             finished=report.finished,
             counts=report.counts,
             threshold=report.threshold,
+            most_divergent=report.most_divergent,
             source=report.source,
             alpha=report.alpha,
             bins=bins,
