@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gazeguard.calibrate import conformal_threshold
+from gazeguard.guarding.measure import Measured
 from gazeguard.guarding.verdict import judged, unjudged
 from gazeguard.types import Outcome
 
@@ -28,6 +29,12 @@ def test_an_alarm_by_either_keeps_to_alpha_over_a_thousand_calibrations(alpha):
     error = np.std(rates) / np.sqrt(len(rates))
     assert np.mean(rates) <= alpha + 2 * error
     assert np.mean(rates) >= alpha / 2, "it is no idle promise"
+
+
+def test_a_sample_that_cannot_be_compared_calibrates_nothing():
+    numbers = np.zeros((3, 1, 1), np.float32)
+    seen = Measured((), (0,), numbers, numbers, np.array([0.1, np.nan, np.inf]))
+    assert seen.finite.tolist() == [True, False, False]
 
 
 def attention(score: float) -> object:

@@ -69,7 +69,8 @@ class Measured:
     def finite(self) -> NDArray[np.bool_]:
         """`(n,)`, whether all numbers of a sample are finite."""
         broken = ~np.isfinite(self.ratio) | ~np.isfinite(self.strongest)
-        return np.logical_not(broken.any(axis=(1, 2)))
+        whole = np.logical_not(broken.any(axis=(1, 2)))
+        return whole if self.divergence is None else whole & np.isfinite(self.divergence)
 
     def features(self, layers: Sequence[int], feature: Feature) -> NDArray[np.float32]:
         """What a detector judges, `(n, layer, head)` of these layers."""
