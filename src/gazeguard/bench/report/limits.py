@@ -33,6 +33,11 @@ papers publish are in the suites' own tables (`bench/results/suites/*/table.md`)
 requests whose target answer `guard` prevents, of those that would have got it; share of backdoored
 models that `scan` flags), **in part** at least {half:.0%}. An attack that did not take (ASR or
 clean performance beyond its gate) shows nothing and is listed as failed.
+
+**`clean` and `guard` are here by attention alone** (`--witness attention`): these suites have not
+been run since rebuilt triggers and the model before the fine-tune were added. What those catch
+besides, words as a trigger and attackers who hide from attention among it, is in the suite
+`witnesses` (`bench/results/suites/witnesses/table.md`).
 """
 
 WHY = """
