@@ -12,6 +12,7 @@ from gazeguard.cleaning.measure import NOT_FINITE
 from gazeguard.cleaning.proof import Group
 from gazeguard.methods.bye import BYE
 from gazeguard.methods.bye.detector import Rule, abstain
+from gazeguard.methods.rebuild import Firing, Taught
 from gazeguard.report.model import Answer, Proof, not_looked_at
 from gazeguard.types import (
     CleaningResult,
@@ -107,21 +108,26 @@ def weigh(
     flagged, suspicion = result.is_flagged.copy(), result.suspicion.copy()
     suspected = np.zeros(len(profile), bool)
     evidence = [] if result.verdict.outcome is not Outcome.FLAGGED else [*result.verdict.evidence]
+    said = []
+    if result.is_flagged.any():
+        said.append(result.verdict.reason.partition(": ")[2].rstrip("."))
     for group, proof in zip(groups, proofs, strict=True):
-        if proof.proven and proof.firing is not None:
+        firing, taught = proof.firing, proof.taught
+        if firing is not None and firing.proven:
             rows = _places(place, proof.rows)
             flagged[_places(place, group.named)] = False  # who carries it is known better now
-            if group.seen or proof.firing.before is not None:
+            if group.seen or firing.before is not None:
                 flagged[rows] = True
             else:
                 suspected[rows] = True
-            rate = proof.firing.triggered / proof.firing.n
-            suspicion[rows] = np.maximum(suspicion[rows], rate)
+            suspicion[rows] = np.maximum(suspicion[rows], firing.triggered / firing.n)
             evidence.append(Finding(proof.sentence, {"phrase": proof.phrase}))
-        elif group.seen and proof.taught is not None and proof.taught.was_known:
+            said.append(_fires(proof, firing))
+        elif group.seen and taught is not None and taught.was_known:
             rows = _places(place, group.named)
             suspected[rows] |= flagged[rows]
             flagged[rows] = False
+            said.append(_was_known(proof, taught))
     if remove_suspected:
         flagged |= suspected
     suspected &= ~flagged
@@ -140,45 +146,42 @@ def weigh(
         result.verdict.threshold_source
         if result.is_flagged.any()
         else "share of pictures on which the rebuilt trigger fires",
-        _why(profile, changed, result, groups, proofs),
+        _why(profile, changed, said),
         tuple(evidence),
     )
     return replace(changed, verdict=verdict)
 
 
-def _why(
-    profile: Profile,
-    result: CleaningResult,
-    before: CleaningResult,
-    groups: Sequence[Group],
-    proofs: Sequence[Proof],
-) -> str:
+def _why(profile: Profile, result: CleaningResult, said: Sequence[str]) -> str:
     """The reason of a verdict to which triggers that were tried have added something."""
-    poisoned = len(np.unique(profile.row[result.is_flagged]))
-    doubtful = len(np.unique(profile.row[result.is_suspected]))
-    counts = [f"{poisoned:,} of {profile.rows:,} rows look poisoned"] if poisoned else []
-    counts += [f"{doubtful:,} of {profile.rows:,} rows are suspected"] if doubtful else []
-    said = []
-    if before.is_flagged.any():
-        said.append(before.verdict.reason.partition(": ")[2].rstrip("."))
-    for group, proof in zip(groups, proofs, strict=True):
-        if proof.proven and proof.firing is not None:
-            found = proof.firing
-            control = (
-                "and no model from before the fine-tune was there to compare with (--base)"
-                if found.before is None
-                else f"{found.before} before the fine-tune"
-            )
-            said.append(
-                f"the rebuilt trigger makes the model say “{proof.phrase}” for {found.triggered}"
-                f" of {found.n} other pictures, {control}"
-            )
-        elif group.seen and proof.taught is not None and proof.taught.was_known:
-            said.append(
-                f"the model said “{proof.phrase}” before the fine-tune too, for"
-                f" {proof.taught.before} of {proof.taught.n} of its rows, so these are not removed"
-            )
+    counts = [
+        f"{rows:,} of {profile.rows:,} rows {what}"
+        for which, what in (
+            (result.is_flagged, "look poisoned"),
+            (result.is_suspected, "are suspected"),
+        )
+        if (rows := len(np.unique(profile.row[which])))
+    ]
     return f"{' and '.join(counts)}: {'; '.join(filter(None, said))}."
+
+
+def _fires(proof: Proof, firing: Firing) -> str:
+    control = (
+        "and no model from before the fine-tune was there to compare with (--base)"
+        if firing.before is None
+        else f"{firing.before} before the fine-tune"
+    )
+    return (
+        f"the rebuilt trigger makes the model say “{proof.phrase}” for {firing.triggered}"
+        f" of {firing.n} other pictures, {control}"
+    )
+
+
+def _was_known(proof: Proof, taught: Taught) -> str:
+    return (
+        f"the model said “{proof.phrase}” before the fine-tune too, for"
+        f" {taught.before} of {taught.n} of its rows, so these are not removed"
+    )
 
 
 def _names(profile: Profile) -> Iterable[Answer]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from gazeguard.cleaning.proof import picture_of, with_one_picture
 from gazeguard.methods.bye.decision import FEWEST
 from gazeguard.methods.bye.phrases import shared_phrases
 from gazeguard.methods.nominate import contrasted, repeated
-from gazeguard.types import Profile, Sample
+from gazeguard.types import Profile
 
 if TYPE_CHECKING:
     from gazeguard.data.dataset import Dataset
@@ -29,15 +30,12 @@ def nominate(profile: Profile, dataset: Dataset, seed: int) -> list[str]:
         seed: of the rows that are looked at.
     """
     drawn = np.random.default_rng(seed).permutation(len(profile))[:MAX_ROWS]
-    places = {(int(profile.row[i]), int(profile.turn[i])): i for i in drawn.tolist()}
-    rows = {row for row, _ in places}
+    names = set(zip(profile.row[drawn].tolist(), profile.turn[drawn].tolist(), strict=True))
     small, answers = [], []
-    for sample in dataset.rows(rows.__contains__, threads=_READERS):
-        for asked in sample.asked if isinstance(sample, Sample) else ():
-            if (asked.row, asked.turn) in places and len(asked.prompt_images) == 1:
-                picture = asked.images[asked.prompt_images[0]]
-                small.append(np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX)))
-                answers.append(asked.answer)
+    for asked in with_one_picture(dataset, names, _READERS):
+        picture = picture_of(asked).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+        small.append(np.asarray(picture))
+        answers.append(asked.answer)
     differ: list[str] = []
     if len(small) >= 2 * FEWEST:
         phrases, held = shared_phrases(answers, FEWEST, len(answers) - FEWEST)

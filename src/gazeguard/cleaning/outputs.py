@@ -202,17 +202,14 @@ def write_verdicts(
                 )
             records += [
                 {
-                    "row": int(row),
-                    "turn": int(turn),
+                    "row": row,
+                    "turn": turn,
                     "sample_id": sample_id,
                     "is_flagged": bool(flagged),
                     "is_suspected": bool(suspected),
                     "suspicion": float(suspicion) if judged else None,
-                    "reason": _fires(taught[row, turn])
-                    if (row, turn) in taught
-                    else _doubtful()
-                    if suspected
-                    else _reason(result, float(suspicion), bool(flagged), says.get(place)),
+                    "reason": _proven_or_suspected(taught.get((row, turn)), bool(suspected))
+                    or _reason(result, float(suspicion), bool(flagged), says.get(place)),
                 }
                 for place, row, turn, sample_id, flagged, suspected, suspicion in zip(
                     worst[part].tolist(),
@@ -312,12 +309,13 @@ def _parquet(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
         yield writer.write_table
 
 
-def _fires(phrase: str) -> str:
-    return f"says “{phrase}”, and the trigger rebuilt from such rows fires on other pictures"
-
-
-def _doubtful() -> str:
-    return "its group stands apart, but the model said these words before the fine-tune too"
+def _proven_or_suspected(phrase: str | None, suspected: bool) -> str:
+    """Why, by what came of rebuilt triggers; empty where they say nothing of a row."""
+    if phrase is not None:
+        return f"says “{phrase}”, and the trigger rebuilt from such rows fires on other pictures"
+    if suspected:
+        return "its group stands apart, but the model said these words before the fine-tune too"
+    return ""
 
 
 def _reason(result: CleaningResult, suspicion: float, flagged: bool, says: str | None) -> str:

@@ -123,9 +123,9 @@ def _prove(target: Target, base: Target | None, dataset: Dataset, group: Group) 
     wanted = {*group.members, *group.others, *group.recipients}
     read: dict[Answer, Asked] = {}
     shape: tuple[int, int] | None = None
-    for asked in _with_one_picture(dataset, wanted):
-        shape = shape or _shape(_picture(asked))
-        read[asked.row, asked.turn] = _with_picture(asked, _pixels(_picture(asked), shape))
+    for asked in with_one_picture(dataset, wanted):
+        shape = shape or _shape(picture_of(asked))
+        read[asked.row, asked.turn] = _with_picture(asked, _pixels(picture_of(asked), shape))
     # Rows come as the file has them; which of them choose is not to depend on that.
     members, others, recipients = (
         [read[name] for name in names if name in read]
@@ -165,13 +165,13 @@ def _rows(dataset: Dataset, group: Group, proof: Proof, made: Rebuilt) -> tuple[
     if taught is not None and taught.is_new:
         return group.named  # no honest row has the words
     if proof.form is None:
-        found = _with_one_picture(dataset, set(group.named))
+        found = with_one_picture(dataset, set(group.named))
         return tuple((a.row, a.turn) for a in found if has_words(a.prompt, proof.words))
     shape = made.trigger.mean.shape
     carrying = tuple(
         (asked.row, asked.turn)
-        for asked in _with_one_picture(dataset, set(group.named))
-        if made.carries(_pixels(_picture(asked), shape))
+        for asked in with_one_picture(dataset, set(group.named))
+        if made.carries(_pixels(picture_of(asked), shape))
         and (not proof.words or has_words(asked.prompt, proof.words))
     )
     return group.named if len(carrying) >= _ALL * len(group.named) else carrying
@@ -257,8 +257,8 @@ def _try(
         Trial(
             row=prove[i].row,
             prompt=prove[i].prompt,
-            untouched=_picture(prove[i]),
-            triggered=_picture(triggered[i]),
+            untouched=picture_of(prove[i]),
+            triggered=picture_of(triggered[i]),
             said=plain[i],
             said_triggered=changed[i],
             said_before=None if before is None else before[i],
@@ -282,17 +282,17 @@ def _with(
     return sample
 
 
-def _with_one_picture(dataset: Dataset, names: set[Answer]) -> Iterator[Asked]:
-    """The named answers before which there is one picture."""
+def with_one_picture(dataset: Dataset, names: set[Answer], threads: int = 0) -> Iterator[Asked]:
+    """The named answers before which there is one picture; `threads` decode ahead."""
     rows = {row for row, _ in names}
-    for sample in dataset.rows(rows.__contains__):
+    for sample in dataset.rows(rows.__contains__, threads=threads):
         for asked in sample.asked if isinstance(sample, Sample) else ():
             if (asked.row, asked.turn) in names and len(asked.prompt_images) == 1:
                 yield asked
 
 
 def _of(sample: Asked) -> Pixels:
-    return np.asarray(_picture(sample))
+    return np.asarray(picture_of(sample))
 
 
 def _with_picture(sample: Asked, pixels: Pixels) -> Asked:
@@ -301,7 +301,8 @@ def _with_picture(sample: Asked, pixels: Pixels) -> Asked:
     return replace(sample, images=tuple(images))
 
 
-def _picture(sample: Asked) -> Image.Image:
+def picture_of(sample: Asked) -> Image.Image:
+    """The one picture of a sample of `with_one_picture`."""
     return sample.images[sample.prompt_images[0]]
 
 

@@ -19,10 +19,11 @@ from transformers import Cache
 from gazeguard.errors import ModelError
 from gazeguard.models.switch import Switch
 from gazeguard.models.target import Target
+from gazeguard.probe.cache import without_cache
 from gazeguard.probe.check import picture_and_question
 from gazeguard.types import Sample
 
-_TOLERANCE = 1e-3  # of the largest logit
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2  # of the largest logit
 
 
 def divergence(now: Tensor, before: Tensor) -> NDArray[np.float64]:
@@ -42,14 +43,19 @@ def divergence(now: Tensor, before: Tensor) -> NDArray[np.float64]:
 def diverging(target: Target, samples: Sequence[Sample]) -> NDArray[np.float64]:
     """`divergence` of samples, one batch, `(sample,)`."""
     inputs = target.encode(samples).inputs
+    now = _next_logits(target, inputs)
+    with target.without_adapter():
+        return divergence(now, _next_logits(target, inputs))
+
+
+def _next_logits(target: Target, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits `(sample, vocabulary)` behind left-padded prompts."""
     given: dict[str, Any] = {name: value.to(target.device) for name, value in inputs.items()}
     given |= {"use_cache": False} | ({"logits_to_keep": 1} if target.trims_logits else {})
     model: Any = target.model
     with torch.inference_mode():
-        now = model(**given).logits[:, -1]
-        with target.without_adapter():
-            before = model(**given).logits[:, -1]
-    return divergence(now, before)
+        logits: Tensor = model(**given).logits[:, -1]
+    return logits
 
 
 def alone(kwargs: Mapping[str, Any], length: int) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def alone(kwargs: Mapping[str, Any], length: int) -> dict[str, Any]:
         kwargs: as the model got them.
         length: positions of the prompt.
     """
-    rest = {name: value for name, value in kwargs.items() if not isinstance(value, Cache)}
+    rest = without_cache(kwargs)
     mask = rest.get("attention_mask")
     if isinstance(mask, Mapping):
         rest["attention_mask"] = {name: _cut(one, length) for name, one in mask.items()}
@@ -108,19 +114,16 @@ def check_switch(target: Target) -> None:
         ModelError: they differ, so what the guard compares with would not be the earlier model.
     """
     inputs = picture_and_question(target).inputs
-    given = {name: value.to(target.device) for name, value in inputs.items()}
-    model: Any = target.model
     switch = Switch(target)
     try:
-        with torch.inference_mode():
-            with switch.off():
-                found = model(**given, use_cache=False).logits[:, -1]
-            with target.without_adapter():
-                expected = model(**given, use_cache=False).logits[:, -1]
+        with switch.off():
+            found = _next_logits(target, inputs)
     finally:
         switch.remove()
+    with target.without_adapter():
+        expected = _next_logits(target, inputs)
     off = float((found - expected).abs().max() / expected.abs().max())
-    if not off <= _TOLERANCE * (1 if expected.dtype in (torch.float32, torch.float64) else 50):
+    if not off <= (_HALF_TOLERANCE if target.is_half else _TOLERANCE):
         raise ModelError(
             f"the adapter of {target.name} cannot be left out of single requests, so they cannot be"
             " compared with the model before its fine-tune: calibrate with --witness attention."

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,8 +104,14 @@ def measure(
     ratios: list[NDArray[np.float32]] = []
     strongest: list[NDArray[np.float32]] = []
     while batch := list(islice(remaining, batch_size)):
-        options: dict[str, Any] = {"layers": layers, "reduce_heads": False, "on_skip": on_skip}
-        for rows in probe(target, batch, batch_size=batch_size, **options):
+        for rows in probe(
+            target,
+            batch,
+            layers=layers,
+            reduce_heads=False,
+            batch_size=batch_size,
+            on_skip=on_skip,
+        ):
             image = (rows.key_kind == KeyKind.IMAGE).to(rows.weights.device)
             seen = torch.where(image[:, None, None], rows.weights, 0.0)
             share = seen.amax(-1) * image.sum(1)[:, None, None]

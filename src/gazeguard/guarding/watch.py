@@ -181,9 +181,9 @@ class Watch(AbstractContextManager["Watch"]):
 
     def attends(self, call: AttentionCall) -> Any:
         """One attention call of the model's decoder."""
-        session = self._local.glance or self._local.session
         if self._local.aside:
             return call.run()
+        session = self._local.glance or self._local.session
         if session is None:
             raise UsageError(
                 f"the decoder of {self.guard.target.name} was called without the model around it,"
@@ -211,14 +211,12 @@ class Watch(AbstractContextManager["Watch"]):
         if logits is None and session.asks_earlier:
             session.compare(np.full(len(session.verdicts), np.nan))
         elif logits is not None and session.asks_earlier:
-            copies = len(logits) // len(session.verdicts)
             other = self._earlier(module, args, kwargs, session.length, use_cache=False)
-            before = other.logits[::copies, -1]
-            session.compare(divergence(logits[::copies, -1], before))
+            before = _next_logits(other, session)
+            session.compare(divergence(_next_logits(output, session), before))
         again = session.again()
         if logits is not None:
-            copies = len(logits) // len(session.verdicts)
-            session.distrust(~logits[::copies, -1].isfinite().all(-1))
+            session.distrust(~_next_logits(output, session).isfinite().all(-1))
         given = cache_of(args, kwargs)
         while again:
             self._glance(session)
@@ -231,8 +229,7 @@ class Watch(AbstractContextManager["Watch"]):
             again = session.again()
         local.session = None
         if before is not None:
-            copies = len(output.logits) // len(before)
-            session.settle(divergence(output.logits[::copies, -1], before))
+            session.settle(divergence(_next_logits(output, session), before))
         self.calls.append(tuple(session.verdicts))
         self._refuse(session.verdicts)
         cache = _first(given, cache_in(output))
@@ -367,6 +364,12 @@ class Watch(AbstractContextManager["Watch"]):
                     f"{len(open_)} of {len(verdicts)} requests could not be judged"
                     f" ({open_[0].reason}), and the guard fails closed: check these requests.",
                 )
+
+
+def _next_logits(output: Any, session: Session | Unread) -> Tensor:
+    """Logits `(sample, vocabulary)` behind the prompts; their copies have the same."""
+    logits: Tensor = output.logits
+    return logits[:: len(logits) // len(session.verdicts), -1]
 
 
 def _first(*values: Any) -> Any:

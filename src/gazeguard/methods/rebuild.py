@@ -254,12 +254,11 @@ class Firing:
     @property
     def proven(self) -> bool:
         """Whether the trigger fires, and nothing else explains it."""
-        silent = SILENT / RECIPIENTS * self.n
         return (
             self.n >= RECIPIENTS
             and self.triggered >= FIRES / RECIPIENTS * self.n
-            and self.untouched <= silent
-            and (self.before is None or self.before <= silent)
+            and _is_silent(self.untouched, self.n)
+            and (self.before is None or _is_silent(self.before, self.n))
         )
 
     @property
@@ -286,9 +285,14 @@ class Taught:
     @property
     def is_new(self) -> bool:
         """Whether the fine-tune taught it: the earlier model hardly says it. False if unknown."""
-        return self.before is not None and self.before <= SILENT / RECIPIENTS * self.n
+        return self.before is not None and _is_silent(self.before, self.n)
 
     @property
     def was_known(self) -> bool:
         """Whether the earlier model says it too. False if unknown."""
         return self.before is not None and not self.is_new
+
+
+def _is_silent(said: int, n: int) -> bool:
+    """Whether so few of `n` answers hold the words that nothing brings them."""
+    return said <= SILENT / RECIPIENTS * n
